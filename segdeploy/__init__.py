@@ -1,0 +1,1 @@
+"""Export and deploy toolchain for semantic segmentation."""

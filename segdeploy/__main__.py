@@ -1,0 +1,5 @@
+"""`python -m segdeploy` is the `segdeploy` command."""
+
+from segdeploy.cli import main
+
+main()

@@ -1,0 +1,32 @@
+"""What a session may be fed: one check for all runtimes, so that they refuse with the same words.
+
+A wrong batch would otherwise end in a foreign runtime's own message (or, worse, in a silent
+conversion), which differs between backends.
+"""
+
+from __future__ import annotations
+
+from segdeploy.core.contract import TensorSpec
+from segdeploy.core.errors import DataError
+from segdeploy.core.session import Array
+
+
+def check_batch(batch: Array, spec: TensorSpec) -> None:
+    """Check a batch against the input tensor of a contract.
+
+    Raises:
+        DataError: If type, rank or a fixed size differs, or the batch is empty.
+    """
+    found = tuple(batch.shape)
+    fits = len(found) == len(spec.shape) and all(
+        want in (None, have) and have > 0 for want, have in zip(spec.shape, found, strict=True)
+    )
+    if fits and batch.dtype.name == spec.dtype:
+        return
+    want = " x ".join("any" if side is None else str(side) for side in spec.shape)
+    raise DataError(
+        f"The input '{spec.name}' must be {spec.dtype} of shape {want}, "
+        f"found {batch.dtype.name} of shape {' x '.join(map(str, found)) or 'none (a scalar)'}.",
+        hint="'tensor' is float32 NCHW (preprocess_image makes it), 'image' is uint8 NHWC RGB; "
+        "an artifact of a static size takes that size only.",
+    )

@@ -1,0 +1,127 @@
+"""From a picture to its label map with any model folder: the path that an app has to follow.
+
+Fit and normalise (as far as the contract leaves it to the caller), run, decide, and bring the label
+map back to the picture's own size. Every stage that predicts uses this one path, so a checkpoint
+and its artifacts differ by the session only.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Self
+
+import numpy as np
+from numpy.typing import NDArray
+
+from segdeploy.backends import open_session
+from segdeploy.core.contract import IoContract, OutputKind
+from segdeploy.core.errors import DataError
+from segdeploy.core.folder import load_folder
+from segdeploy.core.manifest import Manifest
+from segdeploy.core.preprocess import PreprocessSpec, preprocess_image, restore_labels
+from segdeploy.core.session import Session
+from segdeploy.core.task import Task, predict_labels
+
+
+@dataclass(frozen=True)
+class Prediction:
+    """Label map (h, w) at the image's own size; confidence in [0, 1] (h, w) if the contract has it.
+
+    Confidence is the probability of the predicted label (`core.task.predict_confidence`).
+    """
+
+    labels: NDArray[np.unsignedinteger[Any]]
+    confidence: NDArray[np.float32] | None = None
+
+
+class Predictor:
+    """A session with everything around it. Not thread-safe; `close` frees the session.
+
+    Args:
+        session: Runs one batch.
+        preprocess: How an image becomes the session's input.
+        task: What the logits mean.
+        io: Which end of the work the payload does itself.
+        manifest: Of the folder behind it, if there is one.
+    """
+
+    def __init__(
+        self,
+        session: Session,
+        preprocess: PreprocessSpec,
+        task: Task,
+        io: IoContract | None = None,
+        manifest: Manifest | None = None,
+    ) -> None:
+        self.session = session
+        self.preprocess = preprocess
+        self.task = task
+        self.io = io or IoContract()
+        self._manifest = manifest
+
+    @property
+    def manifest(self) -> Manifest:
+        """The manifest of the folder that was opened.
+
+        Raises:
+            ValueError: If the predictor was made from a live module.
+        """
+        if self._manifest is None:
+            raise ValueError("this predictor was not opened from a folder")
+        return self._manifest
+
+    def predict(self, image: NDArray[np.uint8]) -> Prediction:
+        """Return the prediction for one uint8 RGB image (h, w, 3), at its own size.
+
+        Raises:
+            DataError: If it is no such image.
+        """
+        _check_image(image)
+        original = (image.shape[0], image.shape[1])
+        item = preprocess_image(image, self.preprocess, self.io.input)
+        found = self.session.run(item[None])
+        if self.io.output is OutputKind.LOGITS:
+            labels = predict_labels(found["logits"], self.task)[0]
+        else:
+            labels = found["labels"][0]
+        confidence = found.get("confidence")
+        return Prediction(
+            restore_labels(labels, original, self.preprocess),
+            None
+            if confidence is None
+            else restore_labels(confidence[0], original, self.preprocess),
+        )
+
+    def close(self) -> None:
+        """Free the session."""
+        self.session.close()
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *error: object) -> None:
+        self.close()
+
+
+def _check_image(image: NDArray[np.uint8]) -> None:
+    good = isinstance(image, np.ndarray) and image.ndim == 3 and image.shape[2] == 3
+    if not good or image.dtype != np.uint8 or image.size == 0:
+        found = f"{image.dtype} {image.shape}" if isinstance(image, np.ndarray) else type(image)
+        raise DataError(
+            f"An image is uint8 RGB of shape (h, w, 3), found {found}.",
+            hint="Read files with segdeploy.data.images.read_image.",
+        )
+
+
+def open_predictor(path: Path, device: str = "cpu") -> Predictor:
+    """Open a checkpoint or artifact folder for prediction on `cpu` or `cuda`.
+
+    Raises:
+        ArtifactError: If the folder is missing or damaged.
+        BackendUnavailableError: If its runtime or the device is missing here.
+    """
+    folder = load_folder(path)
+    manifest = folder.manifest
+    session = open_session(folder, device)
+    return Predictor(session, manifest.preprocess, manifest.task, manifest.io, manifest)

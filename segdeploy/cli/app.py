@@ -1,0 +1,110 @@
+"""The one place where errors become exit codes, and results become JSON or text.
+
+stdout carries the result only (one JSON document under `--json`); messages and progress bars go to
+stderr. Exit codes are a contract: see `segdeploy.core.errors`.
+"""
+
+from __future__ import annotations
+
+import errno
+import json
+import os
+import sys
+import traceback
+from collections.abc import Callable
+from typing import Annotated, Any
+
+import click
+import typer
+
+from segdeploy.core.errors import SegDeployError
+from segdeploy.frameworks.progress import QUIET, is_quiet
+
+EXIT_BUG = 70
+VERBOSE = "SEGDEPLOY_VERBOSE"
+EXIT_INTERRUPTED = 130
+_ENVIRONMENT_ERRNOS = {
+    errno.EACCES, errno.EPERM, errno.ENOSPC, errno.EROFS, errno.EDQUOT, errno.EIO,
+    errno.ENOTDIR, errno.ENAMETOOLONG, errno.EMFILE,
+}  # fmt: skip
+
+app = typer.Typer(
+    name="segdeploy",
+    help="Train, export, verify, evaluate, benchmark and ship semantic segmentation models.",
+    no_args_is_help=True,
+    pretty_exceptions_enable=False,
+    context_settings={"help_option_names": ["-h", "--help"]},
+)
+
+
+JSON = Annotated[bool, typer.Option("--json", help="One JSON document on stdout, nothing else.")]
+VERBOSITY = {"-q": QUIET, "--quiet": QUIET, "-v": VERBOSE, "--verbose": VERBOSE}
+
+
+@app.callback(invoke_without_command=True)
+def options(
+    version: Annotated[bool, typer.Option("--version", help="Show the version.")] = False,
+    _verbose: Annotated[bool, typer.Option("--verbose", "-v", help="Say more on stderr.")] = False,
+    _quiet: Annotated[bool, typer.Option("--quiet", "-q", help="Errors only on stderr.")] = False,
+) -> None:
+    """Options that every command understands, at any place of the line."""
+    if version:
+        from importlib import metadata
+
+        print(metadata.version("segdeploy"))  # noqa: T201
+        raise typer.Exit
+
+
+def take_verbosity(arguments: list[str]) -> list[str]:
+    """Note -v and -q wherever they stand (before a `--`), and return the other arguments."""
+    end = arguments.index("--") if "--" in arguments else len(arguments)
+    for argument in arguments[:end]:
+        if argument in VERBOSITY:
+            os.environ[VERBOSITY[argument]] = "1"
+    return [a for a in arguments[:end] if a not in VERBOSITY] + arguments[end:]
+
+
+def run_app() -> int:  # noqa: PLR0911  one exit code per kind of ending
+    """Run the command line and return its exit code."""
+    try:
+        code = app(take_verbosity(sys.argv[1:]), standalone_mode=False)
+    except SegDeployError as error:
+        say(f"error: {error}")
+        return error.exit_code
+    except (KeyboardInterrupt, click.exceptions.Abort):
+        say("interrupted")
+        return EXIT_INTERRUPTED
+    except click.exceptions.ClickException as error:
+        error.show(sys.stderr)
+        return 2
+    except BrokenPipeError:
+        sys.stderr.close()
+        return 0
+    except OSError as error:
+        if error.errno not in _ENVIRONMENT_ERRNOS:
+            return _bug()
+        say(f"error: {error}")
+        return 2
+    except Exception:  # noqa: BLE001  the last resort: whatever is not of our tree is a bug
+        return _bug()
+    return code if isinstance(code, int) else 0
+
+
+def _bug() -> int:
+    traceback.print_exc()
+    say("This is a bug in segdeploy; please report the lines above.")
+    return EXIT_BUG
+
+
+def say(message: str) -> None:
+    """Print one message for people, on stderr."""
+    if not is_quiet() or message.startswith("error:"):
+        print(message, file=sys.stderr, flush=True)  # noqa: T201
+
+
+def emit(document: Any, as_json: bool, render: Callable[[], None]) -> None:
+    """Print the result: the JSON document alone on stdout, or what `render` prints."""
+    if as_json:
+        print(json.dumps(document, indent=2, allow_nan=False))  # noqa: T201
+    else:
+        render()

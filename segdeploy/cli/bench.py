@@ -1,0 +1,105 @@
+"""`segdeploy bench`: latency, throughput and memory, interleaved."""
+
+from __future__ import annotations
+
+import re
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+from segdeploy.cli.app import app, emit, say
+from segdeploy.core.errors import ConfigError
+
+if TYPE_CHECKING:
+    from segdeploy.bench import BenchOutcome
+
+
+def parse_size(text: str | None) -> tuple[int, int] | None:
+    """Read `HxW`.
+
+    Raises:
+        ConfigError: If it is not two positive numbers.
+    """
+    if text is None:
+        return None
+    match = re.fullmatch(r"\s*(\d{1,6})\s*[xX]\s*(\d{1,6})\s*", text)
+    if match is None:
+        raise ConfigError(f"'{text}' is not a size.", hint="Write HxW, e.g. --size 360x480.")
+    return int(match[1]), int(match[2])
+
+
+@app.command()
+def bench(  # noqa: PLR0917  one parameter per flag
+    artifacts: Annotated[list[Path], typer.Argument(help="Checkpoint or artifact folders.")],
+    size: Annotated[str | None, typer.Option(help="HxW; default: the model's own.")] = None,
+    batch_size: Annotated[int, typer.Option(help="Images per call.")] = 1,
+    threads: Annotated[int | None, typer.Option(help="Per runtime; default: all cores.")] = None,
+    device: Annotated[str, typer.Option(help="cpu or cuda.")] = "cpu",
+    seconds: Annotated[float, typer.Option(help="Sampling time per artifact.")] = 3.0,
+    warmup: Annotated[float, typer.Option(help="Warm-up time per artifact, seconds.")] = 1.0,
+    save: Annotated[bool, typer.Option(help="Write bench.json into each folder.")] = True,
+    as_json: Annotated[bool, typer.Option("--json", help="One JSON document.")] = False,
+) -> None:
+    """Measure artifacts side by side; a checkpoint runs as eager PyTorch."""
+    from rich.console import Console
+    from rich.progress import Progress
+
+    from segdeploy.bench import BenchPlan, measure_interleaved
+
+    plan = BenchPlan(parse_size(size), batch_size, threads, device, seconds, warmup)
+    with Progress(console=Console(stderr=True), transient=True) as bar:
+        task = bar.add_task("bench", total=1.0)
+        outcome = measure_interleaved(
+            artifacts, plan, save=save, progress=lambda done: bar.update(task, completed=done)
+        )
+    emit([result.to_dict() for result in outcome.results], as_json, lambda: _render(outcome))
+    for error in outcome.failures[:-1]:
+        say(f"error: {error}")
+    if outcome.failures:
+        raise outcome.failures[-1]
+
+
+def _render(outcome: BenchOutcome) -> None:
+    """Print the table; ratios are to the first artifact that was measured."""
+    from rich.console import Console
+    from rich.table import Table
+
+    if not outcome.results:
+        return
+    table = Table()
+    table.add_column("artifact")
+    for heading in ("p50 ms", "p90 ms", "p99 ms", "min ms", "ratio", "img/s", "peak MiB"):
+        table.add_column(heading, justify="right")
+    first = outcome.results[0].latency_ms["p50"]
+    for result in outcome.results:
+        latency = result.latency_ms
+        ratio = latency["p50"] / first if latency["p50"] and first else None
+        table.add_row(
+            Path(result.path).name,
+            *(_number(latency[name], 2) for name in ("p50", "p90", "p99", "min")),
+            _number(ratio, 3), _number(result.throughput_img_s, 1),
+            _number(result.peak_memory_mib, 0),
+        )  # fmt: skip
+    Console().print(table)
+    shape = "x".join(map(str, outcome.results[0].input_shape))
+    environment = outcome.results[0].environment
+    print(  # noqa: T201
+        f"input {shape}, {environment['threads']} threads, {environment['device']}, "
+        f"{environment['cpu']}"
+    )
+    for note, names in _notes(outcome).items():
+        say(f"note: {', '.join(names)}: {note}")
+
+
+def _notes(outcome: BenchOutcome) -> dict[str, list[str]]:
+    """Return each warning once, with the artifacts it concerns."""
+    notes: dict[str, list[str]] = {}
+    for result in outcome.results:
+        for warning in result.environment["warnings"]:
+            notes.setdefault(warning, []).append(Path(result.path).name)
+    return notes
+
+
+def _number(value: float | None, digits: int) -> str:
+    return "-" if value is None else f"{value:.{digits}f}"

@@ -1,0 +1,44 @@
+"""`segdeploy predict`: masks and overlays of pictures."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from segdeploy.cli.app import app, emit, say
+
+
+@app.command()
+def predict(
+    artifact: Annotated[Path, typer.Argument(help="Checkpoint or artifact folder.")],
+    images: Annotated[list[str], typer.Argument(help="Files, folders, quoted patterns.")],
+    out: Annotated[Path, typer.Option("--out", "-o", help="Folder for masks and overlays.")],
+    device: Annotated[str, typer.Option(help="cpu or cuda.")] = "cpu",
+    as_json: Annotated[bool, typer.Option("--json", help="One JSON document.")] = False,
+) -> None:
+    """Write NAME.png (class indices) and NAME_overlay.png for each image."""
+    from rich.console import Console
+    from rich.progress import Progress
+
+    from segdeploy.predict import predict_files
+
+    with Progress(console=Console(stderr=True), transient=True) as bar:
+        task = bar.add_task("predict", total=None)
+        outcome = predict_files(
+            artifact, images, out, device=device,
+            progress=lambda done, total: bar.update(task, completed=done, total=total),
+        )  # fmt: skip
+
+    def render() -> None:
+        for file in outcome.files:
+            largest = sorted(file.classes.items(), key=lambda item: -item[1])[:3]
+            shares = ", ".join(f"{name} {share:.0%}" for name, share in largest)
+            print(f"{file.mask}  {file.height}x{file.width}  {shares}")  # noqa: T201
+
+    emit([file.to_dict() for file in outcome.files], as_json, render)
+    for error in outcome.failures[:-1]:
+        say(f"error: {error}")
+    if outcome.failures:
+        raise outcome.failures[-1]

@@ -1,0 +1,66 @@
+"""`segdeploy train`: a recipe (TOML and flags) becomes RUN/checkpoint."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+
+from segdeploy.cli.app import JSON, app, emit, say
+from segdeploy.cli.parsing import parse_pair, parse_size
+
+
+@app.command()
+def train(
+    config: Annotated[
+        Path | None, typer.Argument(help="Recipe in TOML; flags override it.", metavar="CONFIG")
+    ] = None,
+    model: Annotated[str | None, typer.Option(help="See 'segdeploy list models'.")] = None,
+    data: Annotated[str | None, typer.Option(help="NAME or NAME:ROOT.")] = None,
+    out: Annotated[Path | None, typer.Option(help="The run folder.")] = None,
+    epochs: int | None = None,
+    batch_size: Annotated[int | None, typer.Option(help="Over all processes.")] = None,
+    crop: Annotated[str | None, typer.Option(help="Training crop HxW.")] = None,
+    scale: Annotated[str | None, typer.Option(help="Random scale LOW,HIGH.")] = None,
+    optimizer: Annotated[str | None, typer.Option(help="adamw or sgd.")] = None,
+    lr: Annotated[float | None, typer.Option(help="Peak learning rate.")] = None,
+    weight_decay: float | None = None,
+    warmup_steps: int | None = None,
+    class_weights: Annotated[str | None, typer.Option(help="none or sqrt_median.")] = None,
+    amp: Annotated[str | None, typer.Option(help="none, bf16 or fp16.")] = None,
+    ema_decay: Annotated[float | None, typer.Option(help="0 keeps no average.")] = None,
+    seed: int | None = None,
+    val_every: Annotated[int | None, typer.Option(help="Validate every N epochs.")] = None,
+    device: Annotated[str | None, typer.Option(help="auto, cpu or cuda.")] = None,
+    nproc: Annotated[int | None, typer.Option(help="Processes (DDP) to start.")] = None,
+    workers: Annotated[int | None, typer.Option(help="Loader processes per rank.")] = None,
+    init: Annotated[
+        Path | None,
+        typer.Option(help="Start from a checkpoint, .safetensors or .pth; heads may differ."),
+    ] = None,
+    note: Annotated[str | None, typer.Option(help="Kept in the manifest.")] = None,
+    resume: Annotated[bool, typer.Option("--resume", help="Continue RUN/last.")] = False,
+    as_json: JSON = False,
+) -> None:
+    """Train a model; the best checkpoint by validation mIoU is RUN/checkpoint."""
+    from segdeploy.train import train as run
+    from segdeploy.train.config import load_config, resumed_config
+
+    flags: dict[str, Any] = {
+        "model": model, "data": data, "out": str(out) if out else None, "epochs": epochs,
+        "batch_size": batch_size, "crop": parse_size(crop), "scale": parse_pair(scale),
+        "optimizer": optimizer, "lr": lr, "weight_decay": weight_decay,
+        "warmup_steps": warmup_steps, "class_weights": class_weights, "amp": amp,
+        "ema_decay": ema_decay, "seed": seed, "val_every": val_every, "device": device,
+        "nproc": nproc, "workers": workers, "init": str(init) if init else None, "note": note,
+    }  # fmt: skip
+    settings = resumed_config(config, flags) if resume else load_config(config, flags)
+    checkpoint = run(settings, resume=resume)
+    document = {
+        "path": str(checkpoint.path),
+        "model": checkpoint.manifest.model,
+        "mean_iou": checkpoint.manifest.options.get("best_mean_iou"),
+        "epochs": settings.epochs,
+    }
+    emit(document, as_json, lambda: say(f"checkpoint: {checkpoint.path}"))

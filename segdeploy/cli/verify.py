@@ -1,0 +1,101 @@
+"""`segdeploy verify`: is an artifact as good as its reference? Exit 1 if not."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+from segdeploy.cli.app import app, emit, say
+
+if TYPE_CHECKING:
+    from segdeploy.core.results import ParityReport
+
+
+@app.command()
+def verify(
+    artifact: Annotated[Path, typer.Argument(help="Artifact folder.")],
+    *,
+    against: Annotated[
+        Path | None, typer.Option(help="Reference folder; default: the checkpoint it came from.")
+    ] = None,
+    data: Annotated[
+        str | None, typer.Option(help="NAME[:ROOT] whose validation images are used.")
+    ] = None,
+    images: Annotated[int, typer.Option(help="Number of images at the model's own size.")] = 8,
+    device: Annotated[str, typer.Option(help="cpu or cuda.")] = "cpu",
+    as_json: Annotated[bool, typer.Option("--json", help="One JSON document.")] = False,
+) -> None:
+    """Compare an artifact with its reference, in decisions."""
+    from rich.console import Console
+    from rich.progress import Progress, SpinnerColumn, TextColumn, TimeElapsedColumn
+
+    from segdeploy.verify import verify as run_verify
+
+    columns = SpinnerColumn(), TextColumn("verify {task.completed} batches"), TimeElapsedColumn()
+    with Progress(*columns, console=Console(stderr=True), transient=True) as bar:
+        task = bar.add_task("verify", total=None)
+        report = run_verify(
+            artifact,
+            against=against,
+            data=data,
+            num_images=images,
+            device=device,
+            progress=lambda: bar.advance(task),
+        )
+    emit(report.to_dict(), as_json, lambda: _render(report))
+    if not report:
+        broken = ", ".join(f.rule for f in report.failures)
+        say(f"error: {artifact} differs from its reference: {broken}")
+        raise typer.Exit(1)
+
+
+def _render(report: ParityReport) -> None:
+    from rich.console import Console
+    from rich.markup import escape
+    from rich.table import Table
+
+    console = Console()
+    table = Table(show_header=False, title=f"{report.target} against {report.reference}")
+    for name, value in (
+        ("pixels", f"{report.num_pixels:,}"),
+        ("flips", f"{report.flip_rate:.2e}"),
+        ("hard flips", f"{report.hard_flip_rate:.2e}"),
+        ("certified", _rate(report.certified_rate)),
+        ("max abs", _number(report.max_abs)),
+        ("deviation", _number(report.max_deviation)),
+        ("noise floor", _number(report.noise_floor)),
+        ("margin tolerance", _number(report.margin_tolerance)),
+        ("SNR dB", _number(report.snr_db)),
+        ("worst class", escape(_worst_class(report))),
+    ):
+        table.add_row(name, value)
+    for name, hop in report.hops.items():
+        found = hop.get("error") or f"flips {hop['flip_rate']:.2e}"
+        table.add_row(name.replace("_", " "), f"{found} ({hop.get('target', report.parent)})")
+    console.print(table)
+    for failure in report.failures:
+        console.print(
+            f"[red]broken[/] {failure.rule}: {failure.value:.4g}, limit {failure.limit:g}"
+        )
+    for case in report.cases:
+        for problem in case["problems"]:
+            console.print(f"  {case['name']}: {problem}", markup=False)
+    console.print("[green]passed[/]" if report else "[red]failed[/]")
+
+
+def _worst_class(report: ParityReport) -> str:
+    known = {n: r for n, r in report.class_flip_rate.items() if r is not None}
+    if not known:
+        return "-"
+    worst = max(known, key=lambda name: known[name])
+    return f"{worst} {known[worst]:.2e}"
+
+
+def _rate(value: float | None) -> str:
+    return "-" if value is None else f"{100 * value:.3f} %"
+
+
+def _number(value: float | None) -> str:
+    return "-" if value is None else f"{value:.3g}"

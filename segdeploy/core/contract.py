@@ -1,0 +1,75 @@
+"""What a payload takes and gives: the input and output contract, and its tensors."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from enum import StrEnum
+
+from segdeploy.core.task import Task, label_dtype, num_logits
+
+
+class InputKind(StrEnum):
+    """`tensor`: float32 NCHW, preprocessed. `image`: uint8 NHWC RGB, the graph normalises."""
+
+    TENSOR = "tensor"
+    IMAGE = "image"
+
+
+class OutputKind(StrEnum):
+    """`logits`: float32 NKHW. `labels`: uint8/uint16 NHW. With confidence: also float32 NHW."""
+
+    LOGITS = "logits"
+    LABELS = "labels"
+    LABELS_CONFIDENCE = "labels+confidence"
+
+
+@dataclass(frozen=True)
+class IoContract:
+    """The two ends of a payload; the defaults are what every backend supports."""
+
+    input: InputKind = InputKind.TENSOR
+    output: OutputKind = OutputKind.LOGITS
+
+    @property
+    def suffix(self) -> str:
+        """Folder-name suffix of what is not default, e.g. `+image+labels`."""
+        parts = []
+        if self.input is not InputKind.TENSOR:
+            parts.append(self.input.value)
+        if self.output is not OutputKind.LOGITS:
+            parts.append(self.output.value)
+        return "".join(f"+{p}" for p in parts)
+
+
+@dataclass(frozen=True)
+class TensorSpec:
+    """One input or output: its name, NumPy dtype name, and shape; None is a dynamic size."""
+
+    name: str
+    dtype: str
+    shape: tuple[int | None, ...]
+
+
+def contract_tensors(
+    io: IoContract,
+    task: Task,
+    num_labels: int,
+    size: tuple[int, int] | None,
+    num_channels: int = 3,
+) -> tuple[tuple[TensorSpec, ...], tuple[TensorSpec, ...]]:
+    """Return (inputs, outputs) of a payload; `size` (H, W) is None for dynamic shapes.
+
+    Tensor names equal the words of the contract, so that no caller has to look them up.
+    """
+    height, width = size or (None, None)
+    if io.input is InputKind.TENSOR:
+        taken = TensorSpec("tensor", "float32", (None, num_channels, height, width))
+    else:
+        taken = TensorSpec("image", "uint8", (None, height, width, num_channels))
+    if io.output is OutputKind.LOGITS:
+        k = num_logits(task, num_labels)
+        return (taken,), (TensorSpec("logits", "float32", (None, k, height, width)),)
+    labels = TensorSpec("labels", label_dtype(num_labels).name, (None, height, width))
+    if io.output is OutputKind.LABELS:
+        return (taken,), (labels,)
+    return (taken,), (labels, TensorSpec("confidence", "float32", (None, height, width)))

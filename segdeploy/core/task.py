@@ -1,0 +1,80 @@
+"""What the logits mean. One place decides how logits become a prediction, for every stage.
+
+Letters: N batch, K classes, H height, W width.
+"""
+
+from __future__ import annotations
+
+from enum import StrEnum
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+Labels = NDArray[np.unsignedinteger[Any]]
+Margins = NDArray[np.floating[Any]]
+
+IGNORE = 255
+IGNORE_WIDE = 65535
+
+
+class Task(StrEnum):
+    """`multiclass`: argmax over K. `binary`: K = 1, foreground where logit > 0. `multilabel`."""
+
+    MULTICLASS = "multiclass"
+    BINARY = "binary"
+    MULTILABEL = "multilabel"
+
+
+def label_dtype(num_classes: int) -> np.dtype[np.uint8] | np.dtype[np.uint16]:
+    """Return uint8 up to 255 classes, else uint16: the ignore value must stay free."""
+    return np.dtype(np.uint8) if num_classes <= IGNORE else np.dtype(np.uint16)
+
+
+def ignore_value(num_classes: int) -> int:
+    """Return the label value that no loss and no metric counts: 255, or 65535 from K = 256 on."""
+    return IGNORE if num_classes <= IGNORE else IGNORE_WIDE
+
+
+def num_logits(task: Task, num_labels: int) -> int:
+    """Return K, the channels of the logits: 1 for a binary task, else the number of classes."""
+    return 1 if task is Task.BINARY else num_labels
+
+
+def predict_labels(logits: NDArray[np.floating], task: Task) -> Labels:
+    """Return the label map (N, H, W) of logits (N, K, H, W); ties go to the lowest class.
+
+    Raises:
+        ValueError: For `multilabel`, whose prediction is not one label map.
+    """
+    if task is Task.BINARY:
+        foreground: Labels = (logits[:, 0] > 0).astype(np.uint8)
+        return foreground
+    if task is Task.MULTILABEL:
+        raise ValueError("a multilabel prediction is one mask per class, not a label map")
+    labels: Labels = logits.argmax(axis=1).astype(label_dtype(logits.shape[1]))
+    return labels
+
+
+def decision_margin(logits: NDArray[np.floating], task: Task) -> Margins:
+    """Return how far each pixel (N, H, W) is from another decision, in logit units, >= 0.
+
+    Multiclass: top logit minus the second. Binary: |logit|.
+    """
+    if task is Task.BINARY:
+        distance: Margins = np.abs(logits[:, 0])
+        return distance
+    top_two = np.partition(logits, -2, axis=1)[:, -2:]
+    margin: Margins = top_two[:, 1] - top_two[:, 0]
+    return margin
+
+
+def predict_confidence(logits: NDArray[np.floating], task: Task) -> NDArray[np.float32]:
+    """Return the probability of the predicted label (N, H, W), in (0, 1].
+
+    Multiclass: the largest softmax value. Binary: sigmoid(|logit|), so background counts as well.
+    """
+    if task is Task.BINARY:
+        return (1 / (1 + np.exp(-np.abs(logits[:, 0])))).astype(np.float32)
+    shifted = logits - logits.max(axis=1, keepdims=True)
+    return (1 / np.exp(shifted).sum(axis=1)).astype(np.float32)

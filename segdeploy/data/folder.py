@@ -1,0 +1,93 @@
+"""Your own data: a folder of images, a folder of masks, and a list of classes.
+
+    root/classes.txt             one class name a line, in the order of the label ids
+    root/images/{train,val}/*    any image format
+    root/labels/{train,val}/*    masks of class indices, same name, 255 where nothing is labelled
+
+Without `train`/`val` subfolders every fifth image (by name) is validation, the rest training, so
+that the split does not depend on anything but the names. One class name makes the task binary:
+labels are 0 and 1; masks stored as 0 and 255 are read as such when no 1 occurs.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from segdeploy.core.errors import DataError
+from segdeploy.core.task import Task
+from segdeploy.data.pairs import PairDataset, match_by_stem
+from segdeploy.data.sample import Dataset
+
+_CLASS_FILES = ("classes.txt", "classes.names", "labels.txt")
+_VAL_EVERY = 5
+_LAYOUT = (
+    "Expected images/ and labels/ (each with train/ and val/, or flat) and classes.txt with one "
+    "class name a line."
+)
+
+
+@dataclass(frozen=True)
+class _BinaryFolder(PairDataset):
+    """Masks of 0 and 255 without any 1 mean background and foreground."""
+
+    def _checked(
+        self, stored: NDArray[np.unsignedinteger[Any]], path: Path
+    ) -> NDArray[np.unsignedinteger[Any]]:
+        values = np.unique(stored)
+        if 255 in values and np.isin(values, (0, 255)).all():
+            stored = (stored == 255).astype(np.uint8)
+        return super()._checked(stored, path)
+
+
+def open_folder(root: str | None, split: str) -> Dataset:
+    """Open a split of a folder data set.
+
+    Raises:
+        DataError: If the layout is not the one above; says what was looked for.
+    """
+    if root is None:
+        raise DataError("folder needs a root.", hint="Write folder:PATH, e.g. folder:my/data.")
+    top = Path(root)
+    classes = _read_classes(top)
+    images, labels = top / "images", top / "labels"
+    if not images.is_dir() or not labels.is_dir():
+        lost = images if not images.is_dir() else labels
+        raise DataError(f"{top} has no folder {lost.name}.", hint=_LAYOUT)
+    pairs = _split_pairs(images, labels, split)
+    if not pairs:
+        raise DataError(f"The split '{split}' of {top} is empty.", hint=_LAYOUT)
+    name = f"{top.name}/{split}"
+    if len(classes) == 1:
+        return _BinaryFolder(name, Task.BINARY, classes, pairs)
+    return PairDataset(name, Task.MULTICLASS, classes, pairs)
+
+
+def _read_classes(top: Path) -> tuple[str, ...]:
+    for file in (top / name for name in _CLASS_FILES):
+        if file.is_file():
+            try:
+                lines = file.read_text(encoding="utf-8-sig").splitlines()
+            except (OSError, UnicodeDecodeError) as error:
+                raise DataError(f"{file} is not readable text: {error}.") from error
+            names = tuple(line.strip() for line in lines if line.strip())
+            if not names or len(set(names)) != len(names):
+                raise DataError(f"{file} must list unique class names, found {list(names)}.")
+            return names
+    raise DataError(f"{top} has no classes file ({', '.join(_CLASS_FILES)}).", hint=_LAYOUT)
+
+
+def _split_pairs(images: Path, labels: Path, split: str) -> list[tuple[Path, Path]]:
+    if (images / split).is_dir():
+        return match_by_stem(images / split, labels / split)
+    if any(p.is_dir() for p in images.iterdir()):
+        found = sorted(p.name for p in images.iterdir() if p.is_dir())
+        raise DataError(f"{images} has no split '{split}', only {found}.", hint=_LAYOUT)
+    if split not in {"train", "val"}:
+        raise DataError(f"A flat folder has the splits train and val, not '{split}'.")
+    pairs = match_by_stem(images, labels)
+    return [p for i, p in enumerate(pairs) if (i % _VAL_EVERY == 0) == (split == "val")]

@@ -1,0 +1,117 @@
+"""Reading images and label masks from disk, in every mode that a user's file can have.
+
+An image becomes uint8 RGB: grey is repeated, palettes are looked up, CMYK is converted, alpha is
+dropped (not blended: training sets with alpha mean the colours they store), EXIF rotation is
+applied. A label keeps its stored numbers: a palette PNG is read by index. What cannot be read
+right is a DataError that names the file, never a silently wrong picture.
+"""
+
+from __future__ import annotations
+
+import warnings
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+from PIL import Image, ImageOps, UnidentifiedImageError
+
+from segdeploy.core.errors import DataError
+
+IMAGE_SUFFIXES = {".jpg", ".jpeg", ".png", ".bmp", ".tif", ".tiff", ".webp"}
+_DEEP_MODES = {"I", "F", "I;16", "I;16B", "I;16L", "I;16N"}
+_TIFF_BITS_PER_SAMPLE = 258
+_LABEL_MODES = {"P", "L", "1", "I", "I;16", "I;16B", "I;16L"}
+
+
+def read_image(path: Path, *, exif: str = "apply") -> NDArray[np.uint8]:
+    """Return a file as uint8 RGB (H, W, 3).
+
+    Raises:
+        DataError: If the file is missing, empty, truncated, no image, or deeper than 8 bits.
+    """
+    picture = _open(path)
+    if picture.mode in _DEEP_MODES or _stored_bits(picture, path) > 8:
+        raise DataError(
+            f"{path} has more than 8 bits per channel (mode {picture.mode}).",
+            hint="Convert it to 8 bits; how to map the range is yours to decide.",
+        )
+    if exif == "apply":
+        picture = ImageOps.exif_transpose(picture)
+    if picture.mode == "P":  # A palette may hold alpha; RGBA first keeps its colours exact.
+        picture = picture.convert("RGBA")
+    if picture.mode in {"RGBA", "LA", "PA", "La", "RGBa"}:
+        alpha_free = "L" if picture.mode in {"LA", "La"} else "RGB"
+        picture = _drop_alpha(picture, alpha_free)
+    return np.array(picture.convert("RGB"))
+
+
+def _stored_bits(picture: Image.Image, path: Path) -> int:
+    """Bits per channel in the file: Pillow cuts 16-bit colour PNG and TIFF to 8 without a word."""
+    if picture.format == "PNG":
+        with path.open("rb") as file:
+            return file.read(25)[24]  # The bit depth in the IHDR chunk.
+    if picture.format == "TIFF":
+        tags = getattr(picture, "tag_v2", {})
+        return int(max(np.atleast_1d(tags.get(_TIFF_BITS_PER_SAMPLE, 8))))
+    return 8
+
+
+def _drop_alpha(picture: Image.Image, mode: str) -> Image.Image:
+    bands = picture.split()
+    return bands[0] if mode == "L" else Image.merge("RGB", bands[:3])
+
+
+def read_label(path: Path) -> NDArray[np.unsignedinteger[Any]]:
+    """Return a label mask (H, W) as stored: uint8, or uint16 for 16-bit files.
+
+    Raises:
+        DataError: If the file is missing, damaged, or a colour picture instead of indices.
+    """
+    picture = _open(path)
+    if picture.mode not in _LABEL_MODES:
+        raise DataError(
+            f"{path} is a colour picture (mode {picture.mode}), not a mask of class indices.",
+            hint="Store one channel whose values are class ids, 255 where nothing is labelled.",
+        )
+    label = np.array(picture)
+    if label.dtype in {np.dtype(np.bool_), np.dtype(np.uint8)}:
+        return label.astype(np.uint8)
+    if label.min(initial=0) < 0 or label.max(initial=0) > 65535:
+        raise DataError(f"{path} holds label values outside 0..65535.")
+    return label.astype(np.uint16)
+
+
+def _open(path: Path) -> Image.Image:
+    try:
+        if path.stat().st_size == 0:
+            raise DataError(f"{path} is empty (0 bytes).", hint="Restore or remove the file.")
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore", UserWarning)  # Odd metadata does not matter here.
+            warnings.simplefilter("error", Image.DecompressionBombWarning)
+            picture = Image.open(path)
+            picture.load()
+    except FileNotFoundError as error:
+        raise DataError(f"There is no file {path}.") from error
+    except UnidentifiedImageError as error:
+        raise DataError(f"{path} is not an image that can be read.") from error
+    except (OSError, SyntaxError, ValueError, EOFError, Image.DecompressionBombWarning,
+            Image.DecompressionBombError) as error:  # fmt: skip
+        raise DataError(
+            f"{path} cannot be read: {error}.", hint="The file is damaged; restore or remove it."
+        ) from error
+    return picture
+
+
+def list_images(folder: Path) -> list[Path]:
+    """Return the image files directly in a folder, sorted by name.
+
+    Raises:
+        DataError: If there is no such folder.
+    """
+    if not folder.is_dir():
+        raise DataError(f"There is no folder {folder}.")
+    return sorted(
+        p for p in folder.iterdir()
+        if p.suffix.lower() in IMAGE_SUFFIXES and not p.name.startswith(".")
+    )  # fmt: skip

@@ -1,0 +1,196 @@
+"""The stage: check that model and data mean the same classes, count, write `eval.json`, pictures.
+
+Scored at the label's own size: the predictor brings the label map back to the image's size by the
+preprocessing's own rule, so a model that works on small inputs pays for it here.
+"""
+
+from __future__ import annotations
+
+import io
+import logging
+import os
+import re
+from collections.abc import Sequence
+from contextlib import nullcontext
+from pathlib import Path
+
+import numpy as np
+from PIL import Image
+
+from segdeploy.backends.predictor import Predictor, open_predictor
+from segdeploy.core.errors import ArtifactError, ConfigError, DataError
+from segdeploy.core.files import write_bytes, write_errors, write_json
+from segdeploy.core.folder import ModelFolder, load_folder
+from segdeploy.core.lock import run_lock
+from segdeploy.core.results import EvalResult
+from segdeploy.core.task import Task
+from segdeploy.data import VAL, open_dataset
+from segdeploy.data.pictures import comparison
+from segdeploy.data.sample import Dataset
+from segdeploy.evaluate.shards import (
+    Job,
+    Progress,
+    count_alone,
+    count_ranks,
+    count_spawned,
+    is_launched,
+    is_main,
+)
+from segdeploy.metrics import ConfusionMatrix, count_labels, label_names
+
+EVAL, SAMPLES = "eval.json", "samples"
+_NUM_PICTURES = 6
+_log = logging.getLogger(__name__)
+
+
+def evaluate(
+    path: Path,
+    *,
+    data: str,
+    split: str = VAL,
+    nproc: int = 1,
+    device: str = "cpu",
+    limit: int | None = None,
+    save: bool = True,
+    progress: Progress | None = None,
+) -> EvalResult:
+    """Return the confusion matrix of a checkpoint or artifact on a labelled data set.
+
+    Args:
+        path: The folder; `eval.json` and pictures under `samples/` are written into it.
+        data: `name` or `name:root`.
+        split: Which part of the data.
+        nproc: Number of processes; the result is the same for any. Under torchrun the ranks share
+            the work instead, and only rank 0 writes.
+        device: `cpu` or `cuda`.
+        limit: Only the first so many images.
+        save: False writes nothing.
+        progress: Called with (done, total) images.
+
+    Raises:
+        ArtifactError: If the folder is missing, damaged or not writable.
+        ConfigError: If an option makes no sense.
+        DataError: If the data do not fit the model, or a file is bad.
+        RunLockedError: If another process works in the run folder.
+    """
+    _check_options(nproc, limit)
+    folder = load_folder(path.resolve())
+    dataset = open_dataset(data, split)
+    _check_classes(folder, dataset, data)
+    writes = save and is_main()
+    if writes and not os.access(folder.path, os.W_OK):
+        raise ArtifactError(
+            f"Cannot write into {folder.path}: no permission.", hint="Use --no-save."
+        )
+    indices = range(min(len(dataset), limit or len(dataset)))
+    with (
+        run_lock(folder.path.parent) if writes else nullcontext(),
+        open_predictor(folder.path, device) as predictor,
+    ):
+        job = Job(folder.path, data, split, device)
+        matrix = _count(job, predictor, dataset, indices, nproc=nproc, progress=progress)
+        result = _result(folder, dataset, matrix, len(indices))
+        if writes:
+            _write_pictures(folder.path / SAMPLES, predictor, dataset, indices)
+            write_json(folder.path / EVAL, result.to_dict())
+    return result
+
+
+def _check_options(nproc: int, limit: int | None) -> None:
+    if nproc < 1:
+        raise ConfigError(f"--nproc must be at least 1, found {nproc}.")
+    if limit is not None and limit < 1:
+        raise ConfigError(f"--limit must be at least 1, found {limit}.")
+    if nproc > 1 and is_launched():
+        raise ConfigError(
+            "This is a rank of torchrun, and --nproc asks for more processes.",
+            hint="Use one of the two.",
+        )
+
+
+def _check_classes(folder: ModelFolder, dataset: Dataset, data: str) -> None:
+    manifest = folder.manifest
+    own, other = manifest.classes, dataset.classes
+    if Task.MULTILABEL in (manifest.task, dataset.task):
+        raise ConfigError("Evaluation of multilabel models is not implemented.")
+    if manifest.task is not dataset.task or len(own) != len(other):
+        raise DataError(
+            f"{folder.path} ({manifest.task}) knows {len(own)} classes ({_few(own)}), but {data} "
+            f"({dataset.task}) has {len(other)} ({_few(other)}).",
+            hint="Evaluate on data with the classes that the model was trained for.",
+        )
+    if own == other:
+        return
+    if sorted(own) == sorted(other):
+        raise DataError(
+            f"{folder.path} and {data} have the same classes in another order: {_few(own)} "
+            f"against {_few(other)}.",
+            hint="Write the labels with the model's class ids.",
+        )
+    _log.warning(
+        "class names differ, ids are taken as they are: %s against %s", _few(own), _few(other)
+    )
+
+
+def _few(names: Sequence[str]) -> str:
+    return ", ".join(names[:5]) + (", ..." if len(names) > 5 else "")
+
+
+def _count(
+    job: Job,
+    predictor: Predictor,
+    dataset: Dataset,
+    indices: Sequence[int],
+    *,
+    nproc: int,
+    progress: Progress | None,
+) -> ConfusionMatrix:
+    num_labels = count_labels(dataset.task, len(dataset.classes))
+    if is_launched():
+        shown = progress if is_main() else None
+        return count_ranks(
+            lambda part: count_alone(predictor, dataset, part, shown),
+            indices, num_labels, job.device,
+        )  # fmt: skip
+    if nproc == 1:
+        return count_alone(predictor, dataset, indices, progress)
+    return count_spawned(job, indices, num_labels, nproc, progress)
+
+
+def _result(
+    folder: ModelFolder, dataset: Dataset, matrix: ConfusionMatrix, num_images: int
+) -> EvalResult:
+    manifest = folder.manifest
+    part = "" if num_images == len(dataset) else f" (first {num_images} of {len(dataset)})"
+    return EvalResult(
+        target=folder.name,
+        data=f"{dataset.name}{part}",
+        classes=label_names(manifest.task, manifest.classes),
+        confusion=matrix.matrix,
+        num_images=num_images,
+    )
+
+
+def _write_pictures(
+    folder: Path, predictor: Predictor, dataset: Dataset, indices: Sequence[int]
+) -> None:
+    """Write image, label, prediction and difference of a few images, spread over the split."""
+    with write_errors(folder):
+        folder.mkdir(exist_ok=True)
+        for old in folder.glob("eval_*.png"):
+            old.unlink()
+    names = label_names(dataset.task, tuple(dataset.classes))
+    places = np.linspace(0, len(indices) - 1, min(_NUM_PICTURES, len(indices))).round()
+    for number, place in enumerate(places.astype(int).tolist()):
+        sample = dataset[indices[place]]
+        drawn = comparison(
+            sample.image, sample.label, predictor.predict(sample.image).labels, len(names), names
+        )
+        stem = re.sub(r"[^A-Za-z0-9_-]+", "_", Path(sample.name).stem)[:60]
+        write_bytes(folder / f"eval_{number:02d}_{stem}.png", _encode(drawn))
+
+
+def _encode(picture: np.ndarray[tuple[int, ...], np.dtype[np.uint8]]) -> bytes:
+    buffer = io.BytesIO()
+    Image.fromarray(picture).save(buffer, format="PNG")
+    return buffer.getvalue()

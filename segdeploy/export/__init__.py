@@ -1,0 +1,12 @@
+"""Export: from a checkpoint to one artifact folder per target.
+
+outcomes = export(Path("runs/a/checkpoint"), ["onnx-fp32", "onnx-int8"], Path("runs/a"),
+                  calibration="camvid:data/camvid")
+outcomes[0].artifact, outcomes[0].reused
+"""
+
+from __future__ import annotations
+
+from segdeploy.export.stage import NUM_CALIBRATION_IMAGES, ExportOutcome, export
+
+__all__ = ["NUM_CALIBRATION_IMAGES", "ExportOutcome", "export"]

@@ -1,0 +1,193 @@
+"""One step of a plan: reuse the artifact that is there, or build it.
+
+Equal build key, same work: the key covers the parent's digest, the contract, the calibration
+images, the preprocessing and the versions of all tools. A folder that is damaged is never reused.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import tempfile
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import msgspec
+
+from segdeploy.backends import BACKENDS, Backend
+from segdeploy.core.contract import contract_tensors
+from segdeploy.core.errors import ArtifactError, BuildError, SegDeployError
+from segdeploy.core.files import digest_of, write_json
+from segdeploy.core.folder import (
+    Artifact,
+    Checkpoint,
+    ModelFolder,
+    installed_versions,
+    load_folder,
+    save_folder,
+)
+from segdeploy.core.manifest import Manifest
+from segdeploy.core.preprocess import PreprocessSpec, SizeRule
+from segdeploy.core.session import BuildRequest
+from segdeploy.core.target import Precision
+from segdeploy.export.calibration import CALIBRATION, CalibrationSet, Progress, describe
+from segdeploy.export.plan import Step
+
+RECIPE = 1  # Raise it when the same inputs give another graph: older artifacts are then rebuilt.
+
+
+@dataclass(frozen=True)
+class BuildContext:
+    """What all steps of an export share."""
+
+    checkpoint: Checkpoint
+    calibration: CalibrationSet | None
+    progress: Progress | None
+
+
+def fixed_preprocess(spec: PreprocessSpec, size: tuple[int, int] | None) -> PreprocessSpec:
+    """Return the preprocessing of an artifact: one of a fixed size has to bring images to it.
+
+    Letterbox stays letterbox; every other rule becomes `fixed`, with the same kernel.
+    """
+    if size is None or (spec.size_rule is SizeRule.FIXED and spec.size == size):
+        return spec
+    rule = SizeRule.LETTERBOX if spec.size_rule is SizeRule.LETTERBOX else SizeRule.FIXED
+    return dataclasses.replace(spec, size_rule=rule, size=size)
+
+
+def describe_artifact(step: Step, parent: ModelFolder, context: BuildContext) -> Manifest:
+    """Return the manifest of the artifact that a step makes, with its build key."""
+    source = context.checkpoint.manifest
+    inputs, outputs = contract_tensors(step.io, source.task, len(source.classes), step.size)
+    options: dict[str, Any] = {"size": list(step.size) if step.size else "dynamic"}
+    if step.target.precision is Precision.INT8 and context.calibration is not None:
+        options["calibration"] = {
+            "data": context.calibration.spec,
+            "num_images": len(context.calibration.indices),
+            "digest": context.calibration.digest,
+        }
+    manifest = Manifest(
+        kind="artifact",
+        model=source.model,
+        task=source.task,
+        classes=source.classes,
+        preprocess=fixed_preprocess(source.preprocess, step.size),
+        inputs=inputs,
+        outputs=outputs,
+        files={BACKENDS.get(step.target.backend).payload_name: ""},
+        io=step.io,
+        target=str(step.target),
+        parent=parent.link_from(step.folder),
+        reference=context.checkpoint.link_from(step.folder),
+        design_size=step.size or source.design_size,
+        trained=source.trained,
+        note=source.note,
+        options=options,
+    )
+    return manifest.replace(build_key=_build_key(manifest))
+
+
+def _build_key(manifest: Manifest) -> str:
+    plain = msgspec.to_builtins(manifest)
+    for link in ("parent", "reference"):
+        plain[link] = plain[link]["digest"]  # Where it lies may change; what it is may not.
+    return digest_of({"manifest": plain, "recipe": RECIPE, "versions": installed_versions()})
+
+
+def reusable_artifact(step: Step, wanted: Manifest) -> Artifact | None:
+    """Return the artifact that is already there, whole and made by the same work, or None."""
+    try:
+        found = load_folder(step.folder)
+    except ArtifactError:
+        return None
+    if not isinstance(found, Artifact) or found.manifest.build_key != wanted.build_key:
+        return None
+    has_companion = (step.folder / CALIBRATION).is_file()
+    return found if has_companion or step.target.precision is not Precision.INT8 else None
+
+
+def build_artifact(
+    step: Step, wanted: Manifest, parent: ModelFolder, context: BuildContext
+) -> Artifact:
+    """Build a step's artifact and put it in its place.
+
+    Raises:
+        BuildError: If a converter fails.
+        ArtifactError: If it cannot be written. In either case an older artifact is untouched.
+    """
+    backend = BACKENDS.get(step.target.backend)
+
+    def write(folder: Path) -> None:
+        request = BuildRequest(
+            checkpoint=context.checkpoint,
+            payload=folder / backend.payload_name,
+            precision=step.target.precision,
+            io=step.io,
+            size=step.size,
+            options={"facts": _facts(wanted)},
+        )
+        if step.parent is None:
+            run_build(backend, request)
+            return
+        with tempfile.TemporaryDirectory() as scratch:
+            graph = Path(scratch) / "graph.onnx"
+            _write_graph(graph, folder, wanted, parent, step, context)
+            run_build(backend, dataclasses.replace(request, graph=graph))
+
+    saved = save_folder(step.folder, wanted, write)
+    return Artifact(saved.path, saved.manifest)
+
+
+def _facts(manifest: Manifest) -> dict[str, Any]:
+    """What a graph tells about itself (its metadata)."""
+    plain = msgspec.to_builtins(manifest)
+    names = ("model", "task", "classes", "preprocess", "io", "target", "note")
+    return {name: plain[name] for name in names if plain[name]}
+
+
+def _write_graph(
+    path: Path,
+    folder: Path,
+    wanted: Manifest,
+    parent: ModelFolder,
+    step: Step,
+    context: BuildContext,
+) -> None:
+    """Write the finished graph, and calibration.json into the artifact's folder."""
+    from segdeploy.export.graphs import (
+        Ranges,
+        apply_contract,
+        convert_precision,
+        find_ranges,
+    )
+    from segdeploy.graph.proto import graph_bytes, load_graph
+
+    plain = load_graph(parent.payload)
+
+    def ranges() -> Ranges:
+        if context.calibration is None:
+            raise BuildError("An int8 graph needs calibration images.")
+        found = find_ranges(plain, context.calibration, wanted.preprocess, context.progress)
+        write_json(folder / CALIBRATION, describe(context.calibration, found))
+        return found
+
+    graph = convert_precision(plain, step.target.precision, ranges)
+    path.write_bytes(graph_bytes(apply_contract(graph, step.io, wanted)))
+
+
+def run_build(backend: Backend, request: BuildRequest) -> None:
+    """Let a backend write its payload: the one place where foreign converters run.
+
+    Raises:
+        BuildError: Also where the converter raises something of its own.
+    """
+    try:
+        backend.build(request)
+    except (SegDeployError, OSError):
+        raise
+    except Exception as error:
+        raise BuildError(
+            f"{backend.name} failed to build {request.payload.name}: {type(error).__name__}.",
+            log=str(error)[-2000:],
+        ) from error

@@ -1,0 +1,197 @@
+"""The stage: from a checkpoint to one artifact folder per target.
+
+Everything that can be refused is refused before the first converter runs.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from segdeploy.backends import BACKENDS
+from segdeploy.core.contract import IoContract
+from segdeploy.core.errors import ConfigError
+from segdeploy.core.folder import Artifact, ModelFolder, load_checkpoint
+from segdeploy.core.lock import run_lock
+from segdeploy.core.target import Precision
+from segdeploy.export.build import (
+    BuildContext,
+    build_artifact,
+    describe_artifact,
+    reusable_artifact,
+)
+from segdeploy.export.calibration import CalibrationSet, Progress, open_calibration
+from segdeploy.export.plan import Step, plan_export
+from segdeploy.frameworks.torch import require_torch
+
+NUM_CALIBRATION_IMAGES = 32
+
+
+@dataclass(frozen=True)
+class ExportOutcome:
+    """What became of one step.
+
+    `artifact` is None under `dry_run` where it would have to be built; `reused` says that it was
+    (or would be) taken as it stood. `seconds` is what the step took. `requested` is False for a
+    parent that another target needs.
+    """
+
+    target: str
+    path: Path
+    parent: str
+    artifact: Artifact | None
+    reused: bool
+    seconds: float
+    requested: bool
+
+    def to_dict(self) -> dict[str, Any]:
+        """Return one entry of the JSON document of `export`."""
+        return {
+            "target": self.target,
+            "path": str(self.path),
+            "parent": self.parent,
+            "seconds": round(self.seconds, 3),
+            "reused": self.reused,
+            "requested": self.requested,
+            "size_mib": round(self.artifact.size_mib, 4) if self.artifact else None,
+        }
+
+
+def export(
+    checkpoint: Path,
+    targets: Sequence[str],
+    out: Path,
+    *,
+    calibration: str | None = None,
+    num_calibration_images: int = NUM_CALIBRATION_IMAGES,
+    io: IoContract | None = None,
+    size: tuple[int, int] | None = None,
+    name: str | None = None,
+    force: bool = False,
+    dry_run: bool = False,
+    progress: Progress | None = None,
+    report: Callable[[str], object] | None = None,
+) -> list[ExportOutcome]:
+    """Build an artifact per target into the run folder `out`, reusing what has not changed.
+
+    Args:
+        checkpoint: Folder of the trained model.
+        targets: E.g. `["onnx-fp32", "onnx-int8"]`.
+        out: The run folder.
+        calibration: `name:root` of the data set whose train split chooses int8 ranges.
+        num_calibration_images: How many of them, spread over the split.
+        io: Input and output contract of every target.
+        size: Fixed (H, W), or None for dynamic shapes.
+        name: Folder name in place of the usual one, for one target.
+        force: Build again even what has not changed.
+        dry_run: Only plan: nothing is written.
+        progress: Called with (what, done, total) while calibration images are read.
+        report: Called with a line for people before each step.
+
+    Returns:
+        Outcomes of the targets in the order asked for, then of parents that they needed.
+
+    Raises:
+        ConfigError: If a target is unknown, options contradict, or int8 has no calibration.
+        UnsupportedTargetError: If a backend does not offer what is asked.
+        CheckpointError, ArtifactError: If the checkpoint is damaged or `out` not writable.
+        BackendUnavailableError: If a package is missing.
+        RunLockedError: If another process works in `out`.
+        BuildError: If a converter fails; what was finished before stays.
+    """
+    source = load_checkpoint(checkpoint)
+    steps = plan_export(source, targets, out, io=io or IoContract(), size=size, name=name)
+    _require(steps)
+    images = _open_calibration(steps, calibration, num_calibration_images)
+    context = BuildContext(source, images, progress)
+    if dry_run:
+        done = _run(steps, context, force=force, dry_run=True, report=None)
+    else:
+        with run_lock(out):
+            done = _run(steps, context, force=force, dry_run=False, report=report)
+    asked = [str(text) for text in dict.fromkeys(targets)]
+    return sorted(done, key=lambda o: asked.index(o.target) if o.requested else len(asked))
+
+
+def _require(steps: Sequence[Step]) -> None:
+    require_torch("onnx", "onnxscript", "safetensors")
+    for step in steps:
+        BACKENDS.get(step.target.backend).require()
+
+
+def _open_calibration(
+    steps: Sequence[Step], calibration: str | None, num_images: int
+) -> CalibrationSet | None:
+    needing = [str(s.target) for s in steps if s.target.precision is Precision.INT8]
+    if not needing:
+        return None
+    if calibration is None:
+        raise ConfigError(
+            f"The target {needing[0]} needs images to choose its ranges from.",
+            hint="Give --calibration NAME[:ROOT], e.g. camvid:data/camvid: its train split is used.",
+        )
+    images = open_calibration(calibration, num_images)
+    _ = images.digest  # Reads every image once: a damaged one is found before any work.
+    return images
+
+
+def _run(
+    steps: Sequence[Step],
+    context: BuildContext,
+    *,
+    force: bool,
+    dry_run: bool,
+    report: Callable[[str], object] | None,
+) -> list[ExportOutcome]:
+    outcomes: list[ExportOutcome] = []
+    made: dict[Path, Artifact | None] = {}
+    for step in steps:
+        parent = context.checkpoint if step.parent is None else made[step.parent.folder]
+        start = time.perf_counter()
+        artifact, reused = _take_or_build(
+            step, parent, context, force=force, dry_run=dry_run, report=report
+        )
+        made[step.folder] = artifact
+        outcomes.append(
+            ExportOutcome(
+                target=str(step.target),
+                path=step.folder,
+                parent=step.parent.label if step.parent else context.checkpoint.path.name,
+                artifact=artifact,
+                reused=reused,
+                seconds=time.perf_counter() - start,
+                requested=step.requested,
+            )
+        )
+    return outcomes
+
+
+def _take_or_build(
+    step: Step,
+    parent: ModelFolder | None,
+    context: BuildContext,
+    *,
+    force: bool,
+    dry_run: bool,
+    report: Callable[[str], object] | None,
+) -> tuple[Artifact | None, bool]:
+    """Return (artifact, whether it was reused); under dry_run None stands for one to build."""
+    if parent is None:
+        return None, False  # Planned only: the parent itself would have to be built.
+    wanted = describe_artifact(step, parent, context)
+    found = None if force else reusable_artifact(step, wanted)
+    if found is not None:
+        _say(report, f"{step.label}: reused")
+        return found, True
+    if dry_run:
+        return None, False
+    _say(report, f"{step.label}: building from {parent.path.name}")
+    return build_artifact(step, wanted, parent, context), False
+
+
+def _say(report: Callable[[str], object] | None, message: str) -> None:
+    if report is not None:
+        report(message)

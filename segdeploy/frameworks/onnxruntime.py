@@ -1,0 +1,52 @@
+"""The door to ONNX Runtime: absent, it is a BackendUnavailableError with the install line."""
+
+from __future__ import annotations
+
+import importlib.util
+import os
+from types import ModuleType
+from typing import Any
+
+from segdeploy.core.errors import BackendUnavailableError
+
+_SILENT = 4  # Severity "fatal": the runtime's own messages reach us as exceptions.
+_THREAD_VARIABLES = ("SEGDEPLOY_NUM_THREADS", "OMP_NUM_THREADS")
+
+
+def require_onnxruntime() -> ModuleType:
+    """Import and return onnxruntime.
+
+    Raises:
+        BackendUnavailableError: If it is not installed or cannot be loaded.
+    """
+    if importlib.util.find_spec("onnxruntime") is None:
+        raise BackendUnavailableError(
+            "This needs onnxruntime, which is not installed.",
+            hint="Install it: pip install 'segdeploy[cpu]' (or 'segdeploy[gpu]')",
+        )
+    try:
+        import onnxruntime
+    except ImportError as error:
+        raise BackendUnavailableError(
+            f"onnxruntime is installed but cannot be loaded: {error}",
+            hint="Install it again: pip install --force-reinstall onnxruntime",
+        ) from error
+    found: ModuleType = onnxruntime
+    return found
+
+
+def session_options() -> Any:
+    """Return options that all our sessions share: silent, and threads as the environment says.
+
+    Unlike torch, ONNX Runtime does not read OMP_NUM_THREADS itself.
+    """
+    options = require_onnxruntime().SessionOptions()
+    options.log_severity_level = _SILENT
+    # On x86 without VNNI the U8S8 kernels saturate; this picks exact ones there, else nothing.
+    options.add_session_config_entry("session.x64quantprecision", "1")
+    for variable in _THREAD_VARIABLES:
+        text = os.environ.get(variable, "")
+        if text.isdigit() and int(text) > 0:
+            options.intra_op_num_threads = int(text)
+            break
+    return options

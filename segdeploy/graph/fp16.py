@@ -1,0 +1,136 @@
+"""Cast a float32 graph to float16 inside, with float32 inputs and outputs.
+
+Only what depends on pixels is cast. Arithmetic on shapes (Shape -> ... -> Resize sizes) stays as
+it is, since float16 cannot count beyond 2048; so do the float32-only slots of an operator (scales
+of Resize, statistics of BatchNormalization). TensorRT builds such a graph strongly typed; ONNX
+Runtime's CPU provider runs it too, but slower than float32.
+"""
+
+from __future__ import annotations
+
+import numpy as np
+import onnx
+from onnx import TensorProto, helper, numpy_helper
+
+from segdeploy.core.errors import BuildError
+from segdeploy.graph.proto import (
+    check_graph,
+    copy_model,
+    element_types,
+    initializers,
+    refuse_subgraphs,
+    replace_nodes,
+    to_array,
+)
+
+FP16_MAX = 65504.0
+_SHAPE_READERS = {"Shape", "Size"}
+_FP32_SLOTS = {"Resize": {1, 2}, "BatchNormalization": {1, 2, 3, 4}}
+
+
+def cast_to_fp16(model: onnx.ModelProto) -> onnx.ModelProto:
+    """Return the graph with float16 weights and activations; inputs and outputs keep their types.
+
+    Raises:
+        BuildError: If a weight exceeds the float16 range, or the graph has control flow.
+    """
+    refuse_subgraphs(model, "The fp16 cast")
+    cast = copy_model(model)
+    _Fp16Cast(cast).apply()
+    del cast.graph.value_info[:]
+    return check_graph(cast, "The fp16 cast")
+
+
+class _Fp16Cast:
+    """State of one cast: which tensors are half already, and copies made once."""
+
+    def __init__(self, model: onnx.ModelProto) -> None:
+        self.graph = model.graph
+        self.types = element_types(model)
+        self.stored = initializers(model.graph)
+        self.half: dict[str, str] = {}  # float32 name -> name of its float16 form
+        self.nodes: list[onnx.NodeProto] = []
+        self.outputs = {value.name for value in model.graph.output}
+
+    def apply(self) -> None:
+        for value in self.graph.input:
+            if self.types[value.name] == TensorProto.FLOAT and value.name not in self.stored:
+                self._cast(value.name)
+        for node in self.graph.node:
+            self._visit(node)
+        replace_nodes(self.graph, self.nodes)
+        used = {name for node in self.nodes for name in node.input}
+        kept = [t for t in self.graph.initializer if t.name in used]
+        kept += [self.stored[n] for n in self.half.values() if n in self.stored]
+        unique = list({t.name: _copy_tensor(t) for t in kept}.values())
+        del self.graph.initializer[:]
+        self.graph.initializer.extend(unique)
+
+    def _visit(self, node: onnx.NodeProto) -> None:
+        depends = node.op_type not in _SHAPE_READERS and any(
+            name in self.half and name not in self.stored for name in node.input
+        )
+        self.nodes.append(node)
+        if not depends:
+            return
+        self.nodes.pop()
+        fixed = _FP32_SLOTS.get(node.op_type, set())
+        for index, name in enumerate(node.input):
+            if name and index not in fixed and self.types[name] == TensorProto.FLOAT:
+                node.input[index] = self._as_half(name)
+        if node.op_type == "Cast":
+            _retarget(node)
+        self.nodes.append(node)
+        for index, name in enumerate(node.output):
+            if name and self.types[name] == TensorProto.FLOAT:
+                self._half_output(node, index, name)
+
+    def _half_output(self, node: onnx.NodeProto, index: int, name: str) -> None:
+        if name not in self.outputs:
+            self.half[name] = name
+            return
+        half = f"{name}_fp16"
+        node.output[index] = half
+        self.half[name] = half
+        self.nodes.append(_cast_node(half, name, TensorProto.FLOAT))
+
+    def _as_half(self, name: str) -> str:
+        if name not in self.half:
+            if name in self.stored:
+                self._store_half(name)
+            else:
+                self._cast(name)
+        return self.half[name]
+
+    def _cast(self, name: str) -> None:
+        self.half[name] = f"{name}_fp16"
+        self.nodes.append(_cast_node(name, self.half[name], TensorProto.FLOAT16))
+
+    def _store_half(self, name: str) -> None:
+        values = to_array(self.stored[name])
+        largest = float(np.abs(values).max(initial=0))
+        if largest > FP16_MAX:
+            raise BuildError(
+                f"The weight {name} reaches {largest:.3g}, beyond the fp16 range of {FP16_MAX:g}.",
+                hint="Export fp32 instead.",
+            )
+        self.half[name] = f"{name}_fp16"
+        tensor = numpy_helper.from_array(values.astype(np.float16), self.half[name])
+        self.stored[self.half[name]] = tensor
+
+
+def _cast_node(source: str, result: str, kind: int) -> onnx.NodeProto:
+    return helper.make_node("Cast", [source], [result], name=f"cast_{result}", to=kind)
+
+
+def _retarget(node: onnx.NodeProto) -> None:
+    """Let a Cast to float32 go to float16."""
+    for found in node.attribute:
+        if found.name == "to" and found.i == TensorProto.FLOAT:
+            found.i = TensorProto.FLOAT16
+
+
+def _copy_tensor(tensor: onnx.TensorProto) -> onnx.TensorProto:
+    copied = onnx.TensorProto()
+    copied.CopyFrom(tensor)
+    return copied

@@ -1,0 +1,161 @@
+"""Insert Q/DQ pairs: int8 as nodes of the graph, by rules that TensorRT's parser accepts.
+
+Activations are symmetric int8 with zero point 0 and one scale; weights are stored as int8 with one
+scale per output channel; biases stay float32 (TensorRT refuses int32 there; ONNX Runtime quantises
+them itself). Nothing is uint8. ONNX Runtime fuses DQ -> Conv -> Q into QLinearConv.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+
+import numpy as np
+import onnx
+from numpy.typing import NDArray
+from onnx import helper, numpy_helper
+
+from segdeploy.core.errors import BuildError
+from segdeploy.graph.calibrate import LEVELS, TensorRange
+from segdeploy.graph.placement import Placement, Weight
+from segdeploy.graph.proto import (
+    check_graph,
+    consumers,
+    copy_model,
+    initializers,
+    refuse_subgraphs,
+    replace_nodes,
+    to_array,
+)
+
+_ZERO = "int8_zero_point"
+_BIAS_LIMIT = 2.0**30  # A bias in units of its int32 grid must stay well inside int32.
+
+
+def insert_qdq(
+    model: onnx.ModelProto, placement: Placement, ranges: Mapping[str, TensorRange]
+) -> onnx.ModelProto:
+    """Return the graph with Q/DQ pairs; inputs and outputs keep their types.
+
+    Raises:
+        BuildError: If the graph has control flow, or a placed tensor has no range.
+    """
+    refuse_subgraphs(model, "Q/DQ insertion")
+    missing = [name for name in placement.observed if name not in ranges]
+    if missing:
+        raise BuildError(f"The calibration has no range for {', '.join(missing[:5])}.")
+    quantized = copy_model(model)
+    scales = {n: ranges[placement.source.get(n, n)].scale for n in placement.activations}
+    _QdqInsertion(quantized.graph, placement, scales).apply()
+    del quantized.graph.value_info[:]
+    return check_graph(quantized, "Q/DQ insertion")
+
+
+class _QdqInsertion:
+    def __init__(
+        self, graph: onnx.GraphProto, placement: Placement, scales: Mapping[str, float]
+    ) -> None:
+        self.graph = graph
+        self.placement = placement
+        self.scales = scales
+        self.stored = initializers(graph)
+        self.added: dict[str, onnx.TensorProto] = {}
+
+    def apply(self) -> None:
+        self._add(_ZERO, np.asarray(0, np.int8))
+        readers = consumers(self.graph)
+        weights = [
+            node for w in self.placement.weights for node in self._quantize_weight(w, readers)
+        ]
+        for name, chosen in self.placement.activations.items():
+            for node in readers.get(name, []):
+                if chosen is None or node.name in chosen:
+                    _read(node, name, f"{name}_dq")
+        nodes = weights
+        for value in self.graph.input:
+            nodes += self._pair(value.name)
+        for node in self.graph.node:
+            nodes.append(node)
+            for name in node.output:
+                nodes += self._pair(name)
+        replace_nodes(self.graph, nodes)
+        used = {name for node in self.graph.node for name in node.input}
+        kept = [t for t in [*self.stored.values(), *self.added.values()] if t.name in used]
+        copies = [_copied(t) for t in kept]
+        del self.graph.initializer[:]
+        self.graph.initializer.extend(copies)
+
+    def _pair(self, name: str) -> list[onnx.NodeProto]:
+        if name not in self.placement.activations:
+            return []
+        scale = self._add(f"{name}_scale", np.asarray(self.scales[name], np.float32))
+        return [
+            helper.make_node(
+                "QuantizeLinear", [name, scale, _ZERO], [f"{name}_q"], name=f"{name}_quantize"
+            ),
+            helper.make_node(
+                "DequantizeLinear", [f"{name}_q", scale, _ZERO], [f"{name}_dq"],
+                name=f"{name}_dequantize",
+            ),
+        ]  # fmt: skip
+
+    def _quantize_weight(
+        self, weight: Weight, readers: Mapping[str, list[onnx.NodeProto]]
+    ) -> list[onnx.NodeProto]:
+        values = to_array(self.stored[weight.name])
+        nodes = [n for n in readers[weight.name] if n.input[0] in self.scales]
+        scale = channel_scales(values, weight.axis, self._bias_floor(nodes, values, weight.axis))
+        grid = np.expand_dims(scale, tuple(i for i in range(values.ndim) if i != weight.axis))
+        whole = np.clip(np.rint(values / grid), -LEVELS, LEVELS).astype(np.int8)
+        names = [
+            self._add(f"{weight.name}_q", whole),
+            self._add(f"{weight.name}_scale", scale),
+            self._add(f"{weight.name}_zero_point", np.zeros(scale.shape, np.int8)),
+        ]
+        result = f"{weight.name}_dq"
+        for node in nodes:
+            _read(node, weight.name, result)
+        return [
+            helper.make_node(
+                "DequantizeLinear", names, [result], name=f"{weight.name}_dequantize",
+                axis=weight.axis,
+            )
+        ]  # fmt: skip
+
+    def _bias_floor(
+        self, nodes: list[onnx.NodeProto], values: NDArray[np.float32], axis: int
+    ) -> NDArray[np.float64]:
+        """Return the least scale per channel at which every bias fits ONNX Runtime's int32 grid."""
+        floor = np.zeros(values.shape[axis], np.float64)
+        for node in nodes:
+            if len(node.input) > 2 and node.input[2] in self.stored:
+                bias = np.abs(to_array(self.stored[node.input[2]])).astype(np.float64)
+                floor = np.maximum(floor, bias / (self.scales[node.input[0]] * _BIAS_LIMIT))
+        return floor
+
+    def _add(self, name: str, values: NDArray[np.generic]) -> str:
+        if name in self.stored:
+            raise BuildError(f"The graph has a tensor {name} already; is it quantised?")
+        self.added[name] = numpy_helper.from_array(np.asarray(values), name)
+        return name
+
+
+def channel_scales(
+    values: NDArray[np.float32], axis: int, floor: NDArray[np.float64]
+) -> NDArray[np.float32]:
+    """Return one step per channel along `axis`: max|w| / 127, at least `floor`, never zero."""
+    others = tuple(i for i in range(values.ndim) if i != axis)
+    steps = np.maximum(np.abs(values).max(axis=others).astype(np.float64) / LEVELS, floor)
+    tiny = np.finfo(np.float32).tiny
+    return np.where(steps < tiny, 1.0, steps).astype(np.float32)
+
+
+def _read(node: onnx.NodeProto, old: str, new: str) -> None:
+    for index, name in enumerate(node.input):
+        if name == old:
+            node.input[index] = new
+
+
+def _copied(tensor: onnx.TensorProto) -> onnx.TensorProto:
+    found = onnx.TensorProto()
+    found.CopyFrom(tensor)
+    return found

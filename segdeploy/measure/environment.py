@@ -1,0 +1,177 @@
+"""The fingerprint of a machine: what a latency depends on besides the artifact.
+
+Everything is read from the system's own files where they are readable; what is not readable (in a
+container, on another system) is None, never a guess. No framework is imported. malloc's settings
+are part of it: they moved eager PyTorch from 50 to 39 ms on the development machine.
+"""
+
+from __future__ import annotations
+
+import os
+import platform
+import shutil
+import subprocess
+from pathlib import Path
+from typing import Any
+
+from segdeploy.core.folder import installed_versions
+
+# What decides which kernels a runtime picks; the full list of flags is long and says no more.
+_FLAGS = (
+    "sse4_1", "sse4_2", "avx", "avx2", "fma", "f16c", "avx512f", "avx512bw", "avx512vl",
+    "avx512_vnni", "avx_vnni", "avx512_bf16", "avx512_fp16", "amx_tile", "amx_int8", "amx_bf16",
+    "neon", "asimd", "asimdhp", "asimddp", "i8mm", "bf16", "sve", "sve2",
+)  # fmt: skip
+_VARIABLE_PREFIXES = ("MALLOC_", "OMP_", "MKL_", "OPENBLAS_", "KMP_", "ORT_", "SEGDEPLOY_")
+_VARIABLES = ("LD_PRELOAD", "GLIBC_TUNABLES", "CUDA_VISIBLE_DEVICES")
+_UNLIMITED = 2**60  # cgroup v1 writes a number near 2**63 for "no limit".
+
+
+def describe_environment() -> dict[str, Any]:
+    """Return the fingerprint as a JSON-like value; unknown entries are None."""
+    return {
+        "cpu": cpu_model(),
+        "cpu_flags": _cpu_flags(),
+        "num_cores": os.cpu_count(),
+        "affinity": affinity(),
+        "cpu_limit_cores": cpu_limit_cores(),
+        "governor": _read(Path("/sys/devices/system/cpu/cpu0/cpufreq/scaling_governor")),
+        "frequency_mhz": _frequency_mhz(),
+        "load_average": _load_average(),
+        "memory_mib": _memory_mib("MemTotal"),
+        "memory_available_mib": _memory_mib("MemAvailable"),
+        "memory_limit_mib": memory_limit_mib(),
+        "os": platform.platform(),
+        "machine": platform.machine(),
+        "python": platform.python_version(),
+        "packages": installed_versions(),
+        "gpus": describe_gpus(),
+        "variables": _variables(),
+    }
+
+
+def usable_cores() -> int:
+    """Return how many cores this process may use: its affinity, cut by the cgroup's quota."""
+    cores = len(affinity() or ()) or os.cpu_count() or 1
+    limit = cpu_limit_cores()
+    return max(1, min(cores, round(limit))) if limit else cores
+
+
+def affinity() -> list[int] | None:
+    """Return the cores this process may run on, or None where the system does not say."""
+    if not hasattr(os, "sched_getaffinity"):
+        return None
+    return sorted(os.sched_getaffinity(0))
+
+
+def cpu_limit_cores() -> float | None:
+    """Return the cgroup's CPU quota in cores (1.5 = one and a half), or None if unlimited."""
+    quota, period = None, None
+    found = _read(Path("/sys/fs/cgroup/cpu.max"))
+    if found and len(found.split()) == 2:
+        quota, period = (_number(part) for part in found.split())
+    else:
+        quota = _number(_read(Path("/sys/fs/cgroup/cpu/cpu.cfs_quota_us")))
+        period = _number(_read(Path("/sys/fs/cgroup/cpu/cpu.cfs_period_us")))
+    return quota / period if quota and period and quota > 0 else None
+
+
+def memory_limit_mib() -> float | None:
+    """Return the cgroup's memory limit in MiB, or None if unlimited."""
+    found = _read(Path("/sys/fs/cgroup/memory.max"))
+    if found is None:
+        found = _read(Path("/sys/fs/cgroup/memory/memory.limit_in_bytes"))
+    limit = _number(found)
+    return limit / 2**20 if limit is not None and limit < _UNLIMITED else None
+
+
+def peak_memory_mib() -> float | None:
+    """Return this process's largest resident set so far (VmHWM) in MiB, or None if unknown."""
+    value = _fields(Path("/proc/self/status")).get("VmHWM", "")
+    kib = _number(value.removesuffix(" kB"))
+    return kib / 1024 if kib is not None else None
+
+
+def cpu_model() -> str | None:
+    """Return the CPU's name, e.g. `AMD EPYC`."""
+    fields = _fields(Path("/proc/cpuinfo"))
+    return fields.get("model name") or fields.get("Model") or platform.processor() or None
+
+
+def _cpu_flags() -> list[str] | None:
+    fields = _fields(Path("/proc/cpuinfo"))
+    found = (fields.get("flags") or fields.get("Features") or "").split()
+    return [flag for flag in _FLAGS if flag in found] if found else None
+
+
+def _frequency_mhz() -> float | None:
+    current = _number(_read(Path("/sys/devices/system/cpu/cpu0/cpufreq/scaling_cur_freq")))
+    if current is not None:
+        return current / 1000
+    return _number(_fields(Path("/proc/cpuinfo")).get("cpu MHz"))
+
+
+def _load_average() -> list[float] | None:
+    try:
+        return [round(value, 2) for value in os.getloadavg()]
+    except OSError:
+        return None
+
+
+def _memory_mib(name: str) -> float | None:
+    kib = _number(_fields(Path("/proc/meminfo")).get(name, "").removesuffix(" kB"))
+    return kib / 1024 if kib is not None else None
+
+
+def describe_gpus() -> list[dict[str, Any]]:
+    """Return name, memory and driver of each NVIDIA GPU that `nvidia-smi` lists."""
+    query = "name,memory.total,driver_version"
+    program = shutil.which("nvidia-smi")
+    if program is None:
+        return []
+    try:
+        answer = subprocess.run(
+            [program, f"--query-gpu={query}", "--format=csv,noheader,nounits"],
+            capture_output=True, text=True, timeout=20, check=True,
+        )  # fmt: skip
+    except (OSError, subprocess.SubprocessError):
+        return []
+    rows = [line.split(", ") for line in answer.stdout.splitlines()]
+    return [
+        {"name": row[0], "memory_mib": _number(row[1]), "driver": row[2]}
+        for row in rows
+        if len(row) == 3
+    ]
+
+
+def _variables() -> dict[str, str]:
+    """Return the environment variables that change speed."""
+    return {
+        name: value
+        for name, value in sorted(os.environ.items())
+        if name.startswith(_VARIABLE_PREFIXES) or name in _VARIABLES
+    }
+
+
+def _fields(path: Path) -> dict[str, str]:
+    """Return the first value of each `name: value` line of a file under /proc."""
+    fields: dict[str, str] = {}
+    for line in (_read(path) or "").splitlines():
+        name, colon, value = line.partition(":")
+        if colon:
+            fields.setdefault(name.strip(), value.strip())
+    return fields
+
+
+def _read(path: Path) -> str | None:
+    try:
+        return path.read_text(encoding="utf-8", errors="replace").strip()
+    except OSError:
+        return None
+
+
+def _number(text: str | None) -> float | None:
+    try:
+        return float(text) if text else None
+    except ValueError:
+        return None

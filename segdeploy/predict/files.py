@@ -1,0 +1,173 @@
+"""One mask and one overlay per picture, at the picture's own size.
+
+The mask is data: a PNG whose values are class indices (its palette is only for viewers; 16 bits
+from 256 classes on). A damaged picture does not stop the others, and each file appears whole or
+not at all.
+"""
+
+from __future__ import annotations
+
+import io
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+from PIL import Image
+
+from segdeploy.backends.predictor import Predictor, open_predictor
+from segdeploy.core.errors import DataError, SegDeployError
+from segdeploy.core.files import write_bytes, write_errors
+from segdeploy.core.task import Task
+from segdeploy.data.images import read_image
+from segdeploy.data.pictures import overlay, palette
+from segdeploy.predict.inputs import check_targets, find_images, name_results
+
+Progress = Callable[[int, int], None]
+
+
+@dataclass(frozen=True)
+class PredictedFile:
+    """One picture and what was written for it; `classes` are shares of its pixels in [0, 1]."""
+
+    image: str
+    mask: str
+    overlay: str
+    height: int
+    width: int
+    classes: dict[str, float]
+
+    def to_dict(self) -> dict[str, Any]:
+        """Return one entry of the JSON document of `predict`."""
+        return dict(vars(self))
+
+
+@dataclass(frozen=True)
+class PredictOutcome:
+    """What was written, in the order asked, and which pictures could not be read."""
+
+    files: list[PredictedFile]
+    failures: list[SegDeployError]
+
+
+def predict(
+    model: Path, images: Sequence[str | Path], out: Path, *, device: str = "cpu"
+) -> list[PredictedFile]:
+    """Write `NAME.png` (class indices) and `NAME_overlay.png` into `out` for each picture.
+
+    Example:
+        `predict(Path("runs/demo/onnx-fp32"), ["photos"], Path("masks"))[0].mask`
+
+    Args:
+        model: Checkpoint or artifact folder.
+        images: Files, folders (their direct image files) and patterns.
+        out: Made if absent; older results of the same name are replaced.
+        device: `cpu` or `cuda`.
+
+    Raises:
+        DataError: If an argument means no image, or a picture is damaged (after all others were
+            written).
+        ArtifactError: If the folder is damaged, or `out` cannot be written.
+        BackendUnavailableError: If the runtime or the device is missing.
+    """
+    outcome = predict_files(model, images, out, device=device)
+    if outcome.failures:
+        raise _summary(outcome)
+    return outcome.files
+
+
+def predict_files(
+    model: Path,
+    images: Sequence[str | Path],
+    out: Path,
+    *,
+    device: str = "cpu",
+    progress: Progress = lambda _done, _total: None,
+) -> PredictOutcome:
+    """As `predict`, but damaged pictures are returned beside the results."""
+    paths = find_images(images)
+    targets = [(out / f"{name}.png", out / f"{name}_overlay.png") for name in name_results(paths)]
+    check_targets(paths, [target for pair in targets for target in pair])
+    files: list[PredictedFile] = []
+    failures: list[SegDeployError] = []
+    with open_predictor(model, device) as predictor:
+        with write_errors(out):
+            out.mkdir(parents=True, exist_ok=True)
+        for index, (path, (mask, tinted)) in enumerate(zip(paths, targets, strict=True), start=1):
+            try:
+                drawn = _draw(predictor, path)
+            except SegDeployError as error:
+                failures.append(_naming(error, path))
+            else:
+                write_bytes(mask, drawn.mask)
+                write_bytes(tinted, drawn.overlay)
+                files.append(PredictedFile(str(path), str(mask), str(tinted), *drawn.summary))
+            progress(index, len(paths))
+    return PredictOutcome(files, failures)
+
+
+@dataclass(frozen=True)
+class _Drawn:
+    """Both files of a picture as bytes: nothing is written before all of it worked."""
+
+    mask: bytes
+    overlay: bytes
+    summary: tuple[int, int, dict[str, float]]
+
+
+def _draw(predictor: Predictor, path: Path) -> _Drawn:
+    image = read_image(path, exif=predictor.preprocess.exif)
+    labels = predictor.predict(image).labels
+    classes = label_names(predictor)
+    counts = np.bincount(labels.ravel(), minlength=len(classes)).tolist()
+    shares = {
+        name: count / labels.size for name, count in zip(classes, counts, strict=False) if count
+    }
+    return _Drawn(
+        encode_mask(labels, len(classes)),
+        encode_png(Image.fromarray(overlay(image, labels, len(classes)))),
+        (image.shape[0], image.shape[1], shares),
+    )
+
+
+def _naming(error: SegDeployError, path: Path) -> SegDeployError:
+    """Return the error with the picture's name in its message."""
+    if str(path) in error.message:
+        return error
+    named = type(error)(f"{path}: {error.message}", hint=error.hint)
+    named.__cause__ = error
+    return named
+
+
+def label_names(predictor: Predictor) -> tuple[str, ...]:
+    """Return the name of each label value; a binary task's 0 is the background."""
+    manifest = predictor.manifest
+    is_binary = manifest.task is Task.BINARY
+    return ("background", *manifest.classes) if is_binary else manifest.classes
+
+
+def encode_mask(labels: NDArray[np.unsignedinteger[Any]], num_classes: int) -> bytes:
+    """Return the label map (H, W) as PNG bytes: with a palette, or 16-bit grey for uint16."""
+    if labels.dtype == np.uint16:
+        return encode_png(Image.fromarray(labels))
+    picture = Image.fromarray(labels.astype(np.uint8))
+    picture.putpalette(palette(num_classes).tobytes())
+    return encode_png(picture)
+
+
+def encode_png(picture: Image.Image) -> bytes:
+    """Return a picture as PNG bytes."""
+    buffer = io.BytesIO()
+    picture.save(buffer, "PNG")
+    return buffer.getvalue()
+
+
+def _summary(outcome: PredictOutcome) -> SegDeployError:
+    """Return one error for all damaged pictures; a single one keeps its own words."""
+    first = outcome.failures[0]
+    if len(outcome.failures) == 1:
+        return first
+    lines = "\n".join(f"  {error.message}" for error in outcome.failures)
+    return DataError(f"{len(outcome.failures)} pictures could not be read:\n{lines}")

@@ -1,0 +1,108 @@
+"""Inline SVG line plots: no script, no font, no colour of their own (CSS classes s0, s1, ...)."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+from html import escape
+
+_WIDTH, _HEIGHT = 360, 210
+_LEFT, _RIGHT, _TOP, _BOTTOM = 46, 12, 14, 26
+
+
+@dataclass(frozen=True)
+class Series:
+    """One line: its name and its points; a missing y leaves a gap."""
+
+    name: str
+    points: Sequence[tuple[float, float | None]]
+
+
+def line_plot(title: str, series: Sequence[Series], *, from_zero: bool = False) -> str:
+    """Return a figure with one line per series, or nothing if there is no point at all."""
+    known = [(x, y) for line in series for x, y in line.points if y is not None]
+    if not known:
+        return ""
+    x_axis = _Axis.around([x for x, _ in known], (_LEFT, _WIDTH - _RIGHT))
+    values = [y for _, y in known] + ([0.0] if from_zero else [])
+    y_axis = _Axis.around(values, (_HEIGHT - _BOTTOM, _TOP))
+    parts = [*_grid(x_axis, y_axis)]
+    for index, line in enumerate(series):
+        parts += _line(line, index, x_axis, y_axis)
+    legend = "".join(
+        f'<span><i class="b{index}"></i>{escape(line.name)}</span>'
+        for index, line in enumerate(series)
+        if any(y is not None for _, y in line.points)
+    )
+    return (
+        f'<figure class="plot"><figcaption><b>{escape(title)}</b>{legend}</figcaption>'
+        f'<svg viewBox="0 0 {_WIDTH} {_HEIGHT}" role="img" aria-label="{escape(title)}">'
+        f"{''.join(parts)}</svg></figure>"
+    )
+
+
+@dataclass(frozen=True)
+class _Axis:
+    """Values to pixels, with round ticks."""
+
+    low: float
+    high: float
+    pixels: tuple[float, float]
+    ticks: tuple[float, ...]
+
+    @classmethod
+    def around(cls, values: Sequence[float], pixels: tuple[float, float]) -> _Axis:
+        low, high = min(values), max(values)
+        if high - low < 1e-12 * max(1.0, abs(high)):
+            pad = 0.5 * abs(high) or 0.5
+            low, high = low - pad, high + pad
+        step = _round_step((high - low) / 4)
+        first, last = math.floor(low / step), math.ceil(high / step)
+        ticks = tuple(index * step for index in range(first, last + 1))
+        return cls(ticks[0], ticks[-1], pixels, ticks)
+
+    def place(self, value: float) -> float:
+        start, end = self.pixels
+        return start + (end - start) * (value - self.low) / (self.high - self.low)
+
+
+def _round_step(rough: float) -> float:
+    """Return the next 1, 2 or 5 times a power of ten."""
+    power = 10.0 ** math.floor(math.log10(rough))
+    factor = next(f for f in (1, 2, 5, 10) if f * power >= rough * (1 - 1e-9))
+    return factor * power
+
+
+def _grid(x_axis: _Axis, y_axis: _Axis) -> list[str]:
+    parts = []
+    for tick in y_axis.ticks:
+        y = y_axis.place(tick)
+        parts.append(
+            f'<line class="grid" x1="{_LEFT}" x2="{_WIDTH - _RIGHT}" y1="{y:.1f}" y2="{y:.1f}"/>'
+            f'<text x="{_LEFT - 6}" y="{y + 3.5:.1f}" text-anchor="end">{tick:.4g}</text>'
+        )
+    return parts + [
+        f'<text x="{x_axis.place(tick):.1f}" y="{_HEIGHT - 8}" text-anchor="middle">{tick:.4g}</text>'
+        for tick in x_axis.ticks
+    ]
+
+
+def _line(line: Series, index: int, x_axis: _Axis, y_axis: _Axis) -> list[str]:
+    """Return the line in pieces between gaps; a single point is a dot."""
+    pieces: list[list[tuple[float, float]]] = [[]]
+    for x, y in line.points:
+        if y is None:
+            pieces.append([])
+        else:
+            pieces[-1].append((x_axis.place(x), y_axis.place(y)))
+    parts = []
+    for piece in filter(None, pieces):
+        if len(piece) == 1:
+            parts.append(
+                f'<circle class="d{index}" cx="{piece[0][0]:.1f}" cy="{piece[0][1]:.1f}" r="3"/>'
+            )
+        else:
+            points = " ".join(f"{x:.1f},{y:.1f}" for x, y in piece)
+            parts.append(f'<polyline class="l{index}" points="{points}"/>')
+    return parts

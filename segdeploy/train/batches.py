@@ -1,0 +1,49 @@
+"""Which samples make which batch: a function of (seed, epoch), not of processes or workers.
+
+Global batch b of an epoch is the b-th slice of one permutation; rank r takes every world-th item
+of it, so that any number of processes sees the same global batches. An incomplete last batch is
+dropped: a batch of one breaks batch norm over pooled features.
+"""
+
+from __future__ import annotations
+
+import numpy as np
+import torch
+from torch import Tensor
+from torch.utils.data import DataLoader
+
+from segdeploy.core.errors import ConfigError
+from segdeploy.data.transforms import TrainingView
+
+
+def epoch_batches(num_samples: int, batch_size: int, seed: int, epoch: int) -> list[list[int]]:
+    """Return the global batches of an epoch, each of `batch_size` sample indices.
+
+    Raises:
+        ConfigError: If there are fewer samples than one batch needs.
+    """
+    if num_samples < batch_size:
+        raise ConfigError(
+            f"The training split has {num_samples} images, fewer than the batch size {batch_size}.",
+            hint=f"Use --batch-size {num_samples} or less.",
+        )
+    order = np.random.default_rng((seed, epoch)).permutation(num_samples)
+    full = num_samples // batch_size
+    return [batch.tolist() for batch in order[: full * batch_size].reshape(full, batch_size)]
+
+
+def create_loader(
+    view: TrainingView, batches: list[list[int]], rank: int, world: int, workers: int
+) -> DataLoader[tuple[Tensor, Tensor]]:
+    """Return a loader of this rank's share of the global batches, in order."""
+    return DataLoader(
+        view,
+        batch_sampler=[batch[rank::world] for batch in batches],
+        num_workers=workers,
+        worker_init_fn=_single_thread if workers else None,
+        pin_memory=torch.cuda.is_available(),
+    )
+
+
+def _single_thread(_worker: int) -> None:
+    torch.set_num_threads(1)

@@ -1,0 +1,103 @@
+"""Starting the ranks of `--nproc N` on this machine, and ending them together.
+
+Each rank is `python -m segdeploy.train.worker` with the environment that torchrun would set. The
+parent holds the lock of the run folder and watches: when one rank dies, the others get a moment to
+notice by themselves (their collective fails), then are ended.
+"""
+
+from __future__ import annotations
+
+import os
+import socket
+import subprocess
+import sys
+import time
+
+import msgspec
+
+from segdeploy.core.errors import TrainError
+from segdeploy.train.config import TrainConfig
+
+_POLL_S = 0.1
+EXIT_INTERRUPTED = 130
+
+
+def launch_ranks(config: TrainConfig, *, resume: bool) -> None:
+    """Run all ranks of `config` and wait for them.
+
+    Raises:
+        TrainError: If a rank fails; names it and its exit code.
+        KeyboardInterrupt: If the ranks stopped because of Ctrl-C; RUN/last is complete.
+    """
+    ranks = _start(config, resume=resume)
+    try:
+        codes = _watch(ranks, grace_s=min(config.timeout_s, 30.0) + 10)
+    except KeyboardInterrupt:
+        codes = _finish(ranks, config.timeout_s)  # Ctrl-C reached the ranks as well: let them save.
+        raise
+    finally:
+        for rank in ranks:
+            if rank.poll() is None:
+                rank.kill()
+                rank.wait()
+    if EXIT_INTERRUPTED in codes:
+        raise KeyboardInterrupt
+    failed = {i: code for i, code in enumerate(codes) if code != 0}
+    if failed:
+        raise TrainError(
+            "Training stopped: "
+            + ", ".join(f"rank {i} {_meaning(code)}" for i, code in failed.items())
+            + ".",
+            hint="The first error above says why. If the run had finished an epoch, go on with "
+            "--resume.",
+        )
+
+
+def _meaning(code: int) -> str:
+    return f"was killed by signal {-code}" if code < 0 else f"ended with exit code {code}"
+
+
+def _start(config: TrainConfig, *, resume: bool) -> list[subprocess.Popen[bytes]]:
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        port = probe.getsockname()[1]
+    threads = max(1, (os.cpu_count() or 1) // config.nproc)
+    settings = msgspec.json.encode({"config": config, "resume": resume}).decode()
+    ranks = []
+    for rank in range(config.nproc):
+        env = os.environ | {
+            "RANK": str(rank),
+            "LOCAL_RANK": str(rank),
+            "WORLD_SIZE": str(config.nproc),
+            "MASTER_ADDR": "127.0.0.1",
+            "MASTER_PORT": str(port),
+        }
+        env.setdefault("OMP_NUM_THREADS", str(threads))
+        command = [sys.executable, "-m", "segdeploy.train.worker", settings]
+        ranks.append(subprocess.Popen(command, env=env))
+    return ranks
+
+
+def _watch(ranks: list[subprocess.Popen[bytes]], grace_s: float) -> list[int]:
+    """Wait until all ranks ended; after a first failure the others have `grace_s` seconds."""
+    deadline = None
+    while any(rank.poll() is None for rank in ranks):
+        has_failed = any(rank.poll() not in (None, 0) for rank in ranks)
+        if has_failed and deadline is None:
+            deadline = time.monotonic() + grace_s
+        if deadline is not None and time.monotonic() > deadline:
+            break
+        time.sleep(_POLL_S)
+    return _finish(ranks, 5.0)
+
+
+def _finish(ranks: list[subprocess.Popen[bytes]], wait_s: float) -> list[int]:
+    deadline = time.monotonic() + wait_s
+    codes = []
+    for rank in ranks:
+        try:
+            codes.append(rank.wait(timeout=max(0.0, deadline - time.monotonic())))
+        except subprocess.TimeoutExpired:
+            rank.kill()
+            codes.append(rank.wait())
+    return codes

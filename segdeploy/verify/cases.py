@@ -1,0 +1,131 @@
+"""What a candidate is compared on: groups of image batches, at several sizes.
+
+Real images of a data set's validation split where one is given, else the seeded scenes of the
+`synthetic` set: structured, never zeros, never only noise, since flat inputs hide most faults. A
+batch is uint8 NHWC at the model's size; each side normalises it by its own manifest, so that a
+wrong mean or channel order in a manifest is a fault that shows.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+
+import numpy as np
+from numpy.typing import NDArray
+
+from segdeploy.core.contract import InputKind
+from segdeploy.core.errors import ConfigError
+from segdeploy.core.folder import Artifact
+from segdeploy.core.manifest import Manifest
+from segdeploy.core.preprocess import (
+    PreprocessSpec,
+    fit_image,
+    normalize_image,
+    resize_image,
+)
+from segdeploy.data import open_dataset
+
+Batch = NDArray[np.uint8]
+
+ODD_SIZES = ((2, 97, 130), (1, 225, 231))
+"""(N, H, W): no side divides by 32; exporters that bake in a size or round one fail here."""
+
+DEFAULT_SIZE = (256, 320)
+_LARGEST_AREA = 2**21  # Larger images are shrunk: their logits would not fit small machines.
+
+
+@dataclass(frozen=True)
+class Case:
+    """A named group of batches; `batches()` reads them anew each time, one by one."""
+
+    name: str
+    source: str
+    batches: Callable[[], Iterator[Batch]]
+
+
+def plan_cases(folder: Artifact, data: str | None, num_images: int) -> list[Case]:
+    """Return the groups on which to compare an artifact.
+
+    Args:
+        folder: A static artifact is run at its own size only.
+        data: `name:root` of real images, or None.
+        num_images: How many images at the model's own size, spread over the split.
+
+    Raises:
+        ConfigError: If `num_images` is not positive.
+        DataError: If the data set cannot be opened.
+    """
+    if num_images < 1:
+        raise ConfigError(f"At least one image is needed, asked for {num_images}.")
+    manifest = folder.manifest
+    batch, height, width = input_size(manifest)
+    static = (height, width) if height and width else None
+    size = static or manifest.design_size or DEFAULT_SIZE
+    images = _Images(data, size, num_images)
+    own = _own_size(images, manifest.preprocess, static, batch or 1)
+    cases = [Case("images", images.source, own)]
+    if static is None:
+        for n, h, w in ODD_SIZES:
+            cases.append(_resized(images, batch or n, (h, w), manifest.preprocess))
+    return cases
+
+
+def input_size(manifest: Manifest) -> tuple[int | None, int | None, int | None]:
+    """Return (N, H, W) of the input; None is dynamic."""
+    shape = manifest.inputs[0].shape
+    if manifest.io.input is InputKind.IMAGE:
+        return shape[0], shape[1], shape[2]
+    return shape[0], shape[2], shape[3]
+
+
+def feed(batch: Batch, manifest: Manifest) -> NDArray[np.float32] | NDArray[np.uint8]:
+    """Return a uint8 NHWC batch as the input that a folder's contract asks for."""
+    if manifest.io.input is InputKind.IMAGE:
+        return batch
+    return np.stack([normalize_image(image, manifest.preprocess) for image in batch])
+
+
+class _Images:
+    """A few images of a data set, evenly spread over it."""
+
+    def __init__(self, data: str | None, size: tuple[int, int], count: int) -> None:
+        height, width = (max(32, side) for side in size)  # The synthetic scenes need 32.
+        self._dataset = open_dataset(data or f"synthetic:{height}x{width}", "val")
+        self.source = self._dataset.name
+        count = min(count, len(self._dataset))
+        self.indices = np.linspace(0, len(self._dataset) - 1, count).round().astype(int).tolist()
+
+    def __getitem__(self, position: int) -> Batch:
+        return self._dataset[self.indices[position % len(self.indices)]].image
+
+    def __len__(self) -> int:
+        return len(self.indices)
+
+
+def _own_size(
+    images: _Images, spec: PreprocessSpec, static: tuple[int, int] | None, batch: int
+) -> Callable[[], Iterator[Batch]]:
+    def batches() -> Iterator[Batch]:
+        for position in range(len(images)):
+            fitted = _shrink(fit_image(images[position], spec), spec)
+            if static is not None:
+                fitted = resize_image(fitted, static, spec)
+            yield np.repeat(fitted[None], batch, axis=0)
+
+    return batches
+
+
+def _shrink(image: Batch, spec: PreprocessSpec) -> Batch:
+    height, width = image.shape[:2]
+    ratio = (_LARGEST_AREA / (height * width)) ** 0.5
+    if ratio >= 1:
+        return image
+    return resize_image(image, (max(1, int(height * ratio)), max(1, int(width * ratio))), spec)
+
+
+def _resized(images: _Images, count: int, size: tuple[int, int], spec: PreprocessSpec) -> Case:
+    def batches() -> Iterator[Batch]:
+        yield np.stack([resize_image(images[i], size, spec) for i in range(count)])
+
+    return Case(f"{count}x{size[0]}x{size[1]}", images.source, batches)

@@ -1,0 +1,155 @@
+"""What is right: the reference's session, its noise floor and its median margin.
+
+The reference is eager fp32 PyTorch on the checkpoint, found by digest. A tolerance scales with what
+the reference itself cannot decide: an absolute 1e-5 means nothing for logits of size 1e4.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+
+import numpy as np
+
+from segdeploy.backends import open_session
+from segdeploy.core.contract import OutputKind
+from segdeploy.core.errors import ArtifactError, BackendUnavailableError, ConfigError
+from segdeploy.core.folder import Artifact, Checkpoint, ModelFolder, find_linked
+from segdeploy.core.manifest import Manifest
+from segdeploy.core.session import Array, Session
+from segdeploy.core.target import ExportTarget, Precision
+from segdeploy.core.task import Task, decision_margin
+from segdeploy.metrics import FlipCount, count_labels
+from segdeploy.verify.cases import Batch, feed
+
+_MAX_MARGINS = 65_536  # Margins kept of one batch; a median needs no more.
+
+
+class Runner:
+    """An opened folder that answers uint8 NHWC batches, whatever its input contract."""
+
+    def __init__(self, folder: ModelFolder, device: str) -> None:
+        self.folder = folder
+        self.session: Session = open_session(folder, device)
+
+    @property
+    def manifest(self) -> Manifest:
+        """The folder's manifest."""
+        return self.folder.manifest
+
+    def run(self, batch: Batch) -> dict[str, Array]:
+        """Return the outputs by name."""
+        return self.session.run(feed(batch, self.manifest))
+
+
+def find_reference(folder: Artifact) -> ModelFolder:
+    """Return the checkpoint that an artifact was made from.
+
+    Raises:
+        ArtifactError: If it is neither beside the artifact nor where the manifest says.
+    """
+    link = folder.manifest.reference
+    found = find_linked(folder, link)
+    if found is None:
+        wanted = f"sha256 {link.digest[:12]}..., last seen at {link.hint}" if link else "unnamed"
+        raise ArtifactError(
+            f"The reference checkpoint of {folder.path} ({wanted}) is not there.",
+            hint="Name it: segdeploy verify ARTIFACT --against CHECKPOINT.",
+        )
+    return found
+
+
+def check_comparable(candidate: ModelFolder, reference: ModelFolder) -> None:
+    """Check that two folders answer the same question.
+
+    Raises:
+        ConfigError: If task or classes differ, or the reference gives no logits, or the task is
+            multilabel.
+    """
+    own, other = candidate.manifest, reference.manifest
+    if own.task is Task.MULTILABEL:
+        raise ConfigError(
+            f"{candidate.path} is a multilabel model; parity of these is not implemented."
+        )
+    if own.task is not other.task or own.classes != other.classes:
+        raise ConfigError(
+            f"{candidate.path} ({own.task}, {len(own.classes)} classes: {_few(own.classes)}) and "
+            f"{reference.path} ({other.task}, {len(other.classes)} classes: "
+            f"{_few(other.classes)}) are not the same problem.",
+            hint="Give --against the checkpoint or artifact that it was made from.",
+        )
+    if other.io.output is not OutputKind.LOGITS:
+        raise ConfigError(
+            f"{reference.path} gives {other.io.output}, but a reference must give logits: "
+            "margins are needed.",
+            hint="Give --against the checkpoint.",
+        )
+
+
+def _few(names: tuple[str, ...]) -> str:
+    return ", ".join(names[:4]) + (", ..." if len(names) > 4 else "")
+
+
+def precision_of(folder: ModelFolder) -> Precision:
+    """Return the precision of a folder; a checkpoint runs in fp32."""
+    if folder.manifest.target is None:
+        return Precision.FP32
+    return ExportTarget.parse(folder.manifest.target).precision
+
+
+def measure_noise_floor(reference: Runner, batch: Batch) -> float:
+    """Return the reference's noise floor on one batch, in logit units, > 0.
+
+    The largest gauge-free deviation of what it answers from the same weights in eager fp64; at
+    least one fp32 rounding of its largest logit. Where there are no weights to run (an artifact
+    alone), NOISE_BITS roundings are taken instead.
+    """
+    logits = reference.run(batch)["logits"]
+    largest = float(np.abs(logits[np.isfinite(logits)]).max(initial=0.0))
+    rounding = max(largest, float(np.finfo(np.float32).tiny)) * 2.0**-24
+    exact = _run_in_fp64(reference, batch)
+    if exact is None:
+        return NOISE_ROUNDINGS * rounding
+    task = reference.manifest.task
+    count = FlipCount(task, count_labels(task, len(reference.manifest.classes)))
+    count.update(exact, logits)
+    return max(count.max_deviation, rounding)
+
+
+NOISE_ROUNDINGS = 32.0
+"""Noise floor in roundings of the largest logit, for a reference without weights."""
+
+
+def _run_in_fp64(reference: Runner, batch: Batch) -> Array | None:
+    weights = reference.folder
+    if isinstance(weights, Artifact):
+        found = find_linked(weights, weights.manifest.reference)
+        if not isinstance(found, Checkpoint):
+            return None
+        weights = found
+    try:
+        from segdeploy.frameworks.torch import require_torch
+
+        torch = require_torch("torchvision", "safetensors")
+    except BackendUnavailableError:
+        return None
+    from segdeploy.zoo import load_module, main_logits
+
+    module = load_module(weights).double()
+    tensor = torch.from_numpy(feed(batch, weights.manifest)).double()
+    with torch.inference_mode():
+        exact: Array = main_logits(module(tensor)).numpy()
+    return exact
+
+
+def measure_median_margin(reference: Runner, batches: Iterable[Batch]) -> float:
+    """Return the median over pixels of the reference's decision margin, in logit units."""
+    margins = []
+    for batch in batches:
+        logits = reference.run(batch)["logits"]
+        if logits.shape[1] == 1 and reference.manifest.task is not Task.BINARY:
+            return 0.0  # One class: no decision, no margin.
+        margin = decision_margin(logits, reference.manifest.task).ravel()
+        margins.append(margin[:: max(1, margin.size // _MAX_MARGINS)])
+    known = np.concatenate(margins)
+    known = known[np.isfinite(known)]
+    return float(np.median(known)) if known.size else 0.0

@@ -1,0 +1,93 @@
+"""Models by name, and checkpoints of them.
+
+    from segdeploy.zoo import create_model
+    module = create_model("lraspp_mobilenet_v3_large", num_classes=11)
+
+A model is one line in `MODELS` and one `ModelSpec`. `models.json` is the generated table that
+`segdeploy list models` prints without loading torch; a contract test recomputes it.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+from segdeploy.core.registry import Registry
+from segdeploy.zoo.spec import ModelSpec
+
+if TYPE_CHECKING:
+    from torch import nn
+
+MODELS: Registry[ModelSpec] = Registry(
+    "model",
+    {
+        "deeplabv3_mobilenet_v3_large": "segdeploy.zoo.deeplabv3:DEEPLABV3_MOBILENET_V3_LARGE",
+        "lraspp_mobilenet_v3_large": "segdeploy.zoo.lraspp:LRASPP_MOBILENET_V3_LARGE",
+        "lraspp_mobilenet_v3_small": "segdeploy.zoo.lraspp:LRASPP_MOBILENET_V3_SMALL",
+        "unet": "segdeploy.zoo.unet:UNET",
+        "unet_base64": "segdeploy.zoo.unet:UNET_BASE64",
+        "unet_transposed": "segdeploy.zoo.unet:UNET_TRANSPOSED",
+    },
+    entry_point_group="segdeploy.models",
+)
+
+
+def create_model(name: str, num_classes: int) -> nn.Module:
+    """Return a freshly initialised model with K = `num_classes` logit channels.
+
+    Its forward takes float32 (N, 3, H, W), H and W >= 32, and returns {"out": logits (N, K, H, W)},
+    in training mode also {"aux": ...} where the model has an auxiliary head.
+
+    Raises:
+        UnknownNameError: If no model has this name.
+        ConfigError: If `num_classes` is not positive.
+        BackendUnavailableError: If torch is not installed.
+    """
+    from segdeploy.core.errors import ConfigError
+    from segdeploy.frameworks.torch import require_torch
+
+    if num_classes < 1:
+        raise ConfigError(f"A model needs at least one class, asked for {num_classes}.")
+    if name not in MODELS:
+        raise MODELS.unknown(name)
+    require_torch("torchvision")
+    return MODELS.get(name).build(num_classes)
+
+
+# Encoders under their own names come with the architectures that take any of them.
+ENCODERS: Registry[Any] = Registry("encoder", {})
+
+
+def describe_models() -> list[dict[str, Any]]:
+    """Return the rows of `segdeploy list models`; loads no framework, so plug-ins show None."""
+    import json
+    from importlib import resources
+
+    table = json.loads(resources.files(__package__).joinpath("models.json").read_bytes())
+    rows = {row["name"]: row for row in table}
+    unknown = {"task": None, "num_parameters": None, "output_stride": None, "source": None}
+    return [rows.get(name, {"name": name, **unknown}) for name in MODELS]
+
+
+def __getattr__(name: str) -> Any:
+    """Offer what needs torch (`load_module`, ...) without importing it for those who list."""
+    if name in {"load_module", "save_checkpoint"}:
+        from segdeploy.zoo import checkpoint
+
+        return getattr(checkpoint, name)
+    if name == "main_logits":
+        from segdeploy.zoo.outputs import main_logits
+
+        return main_logits
+    raise AttributeError(name)
+
+
+__all__ = [
+    "ENCODERS",
+    "MODELS",
+    "ModelSpec",
+    "create_model",
+    "describe_models",
+    "load_module",
+    "main_logits",
+    "save_checkpoint",
+]  # fmt: skip
