@@ -87,6 +87,8 @@ def run_app() -> int:  # noqa: PLR0911  one exit code per kind of ending
         return 2
     except Exception:  # noqa: BLE001  the last resort: whatever is not of our tree is a bug
         return _bug()
+    if code == EXIT_INTERRUPTED:
+        say("interrupted")
     return code if isinstance(code, int) else 0
 
 

@@ -2,35 +2,20 @@
 
 from __future__ import annotations
 
-import re
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
 import typer
 
 from segdeploy.cli.app import app, emit, say
-from segdeploy.core.errors import ConfigError
+from segdeploy.cli.parsing import parse_size
 
 if TYPE_CHECKING:
     from segdeploy.bench import BenchOutcome
 
 
-def parse_size(text: str | None) -> tuple[int, int] | None:
-    """Read `HxW`.
-
-    Raises:
-        ConfigError: If it is not two positive numbers.
-    """
-    if text is None:
-        return None
-    match = re.fullmatch(r"\s*(\d{1,6})\s*[xX]\s*(\d{1,6})\s*", text)
-    if match is None:
-        raise ConfigError(f"'{text}' is not a size.", hint="Write HxW, e.g. --size 360x480.")
-    return int(match[1]), int(match[2])
-
-
 @app.command()
-def bench(  # noqa: PLR0917  one parameter per flag
+def bench(
     artifacts: Annotated[list[Path], typer.Argument(help="Checkpoint or artifact folders.")],
     size: Annotated[str | None, typer.Option(help="HxW; default: the model's own.")] = None,
     batch_size: Annotated[int, typer.Option(help="Images per call.")] = 1,
@@ -62,13 +47,14 @@ def bench(  # noqa: PLR0917  one parameter per flag
 
 def _render(outcome: BenchOutcome) -> None:
     """Print the table; ratios are to the first artifact that was measured."""
+    from rich import box
     from rich.console import Console
     from rich.table import Table
 
     if not outcome.results:
         return
-    table = Table()
-    table.add_column("artifact")
+    table = Table(box=box.SIMPLE)
+    table.add_column("artifact", overflow="fold")
     for heading in ("p50 ms", "p90 ms", "p99 ms", "min ms", "ratio", "img/s", "peak MiB"):
         table.add_column(heading, justify="right")
     first = outcome.results[0].latency_ms["p50"]

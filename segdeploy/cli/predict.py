@@ -34,7 +34,7 @@ def predict(
     def render() -> None:
         for file in outcome.files:
             largest = sorted(file.classes.items(), key=lambda item: -item[1])[:3]
-            shares = ", ".join(f"{name} {share:.0%}" for name, share in largest)
+            shares = ", ".join(f"{name} {100 * share:.3g} %" for name, share in largest)
             print(f"{file.mask}  {file.height}x{file.width}  {shares}")  # noqa: T201
 
     emit([file.to_dict() for file in outcome.files], as_json, render)

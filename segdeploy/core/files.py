@@ -8,12 +8,14 @@ removed, so a failed stage leaves the folder as it was.
 from __future__ import annotations
 
 import ctypes
+import errno
 import hashlib
 import os
+import re
 import shutil
 import uuid
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
@@ -23,6 +25,7 @@ from segdeploy.core.errors import ArtifactError
 
 _AT_FDCWD = -100
 _RENAME_EXCHANGE = 2
+_LEFTOVER = re.compile(r"\.(.+)\.[0-9a-f]{8}(\.old)?\.tmp", re.DOTALL)
 
 
 def sha256_file(path: Path) -> str:
@@ -59,7 +62,7 @@ def write_bytes(path: Path, content: bytes) -> None:
     Raises:
         ArtifactError: If the file cannot be written; the old one is kept.
     """
-    temporary = path.with_name(f".{path.name}.{uuid.uuid4().hex[:8]}.tmp")
+    temporary = _temporary_name(path)
     with write_errors(path):
         try:
             with temporary.open("wb") as file:
@@ -76,6 +79,11 @@ def write_json(path: Path, value: Any) -> None:
     write_bytes(path, msgspec.json.format(msgspec.json.encode(value), indent=2) + b"\n")
 
 
+def _temporary_name(path: Path, mark: str = "") -> Path:
+    """Return a fresh hidden name beside `path`; `remove_leftovers` knows the pattern."""
+    return path.with_name(f".{path.name}.{uuid.uuid4().hex[:8]}{mark}.tmp")
+
+
 @contextmanager
 def replacing_directory(path: Path) -> Iterator[Path]:
     """Yield an empty folder beside `path` that takes its place when the block succeeds.
@@ -84,14 +92,17 @@ def replacing_directory(path: Path) -> Iterator[Path]:
     process killed at any moment leaves either the old folder or the new one.
 
     Raises:
-        ArtifactError: If it cannot be written; the old folder is kept.
+        ArtifactError: If it cannot be written, or `path` is a file; what was there is kept.
     """
-    temporary = path.with_name(f".{path.name}.{uuid.uuid4().hex[:8]}.tmp")
+    path = Path(os.path.realpath(path))  # Of a link, the folder behind it is replaced.
+    temporary = _temporary_name(path)
     try:
         with write_errors(path):
+            if path.exists() and not path.is_dir():
+                raise NotADirectoryError(errno.ENOTDIR, "a file of this name is in the way")
             temporary.mkdir(parents=True)
             yield temporary
-            for file in temporary.iterdir():
+            for file in temporary.rglob("*"):
                 _sync(file)
             _sync(temporary)
             _take_place(temporary, path)
@@ -115,7 +126,7 @@ def _take_place(temporary: Path, path: Path) -> None:
         return
     if _exchange(temporary, path):
         return
-    old = path.with_name(f".{path.name}.{uuid.uuid4().hex[:8]}.tmp")  # Two steps: not atomic.
+    old = _temporary_name(path, ".old")  # Two steps: `remove_leftovers` mends a kill between them.
     path.rename(old)
     temporary.rename(path)
     shutil.rmtree(old, ignore_errors=True)
@@ -132,9 +143,24 @@ def _exchange(first: Path, second: Path) -> bool:
 
 
 def remove_leftovers(folder: Path) -> None:
-    """Remove temporary names that a killed process left; call it only while holding the lock."""
-    for stale in folder.glob(".*.tmp"):
-        if stale.is_dir():
+    """Remove what a killed process left in a run; call it only while holding the lock.
+
+    Looks into the run folder, its model folders and their `samples/`, for our own pattern only. An
+    old folder whose successor never took its place is put back.
+    """
+    models = [manifest.parent for manifest in folder.glob("*/manifest.json")]
+    for place in (folder, *models, *(model / "samples" for model in models)):
+        for stale in place.glob(".*.tmp"):
+            match = _LEFTOVER.fullmatch(stale.name)
+            if match is not None:
+                _remove_leftover(stale, place / match[1], is_old=match[2] is not None)
+
+
+def _remove_leftover(stale: Path, place: Path, *, is_old: bool) -> None:
+    with suppress(OSError):
+        if is_old and not place.exists():
+            stale.rename(place)
+        elif stale.is_dir() and not stale.is_symlink():
             shutil.rmtree(stale, ignore_errors=True)
         else:
             stale.unlink(missing_ok=True)

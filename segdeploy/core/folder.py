@@ -20,7 +20,7 @@ from segdeploy.core.errors import (
     DigestMismatchError,
     ManifestError,
 )
-from segdeploy.core.files import replacing_directory, sha256_file, write_bytes
+from segdeploy.core.files import replacing_directory, sha256_file, write_bytes, write_errors
 from segdeploy.core.manifest import Link, Manifest, decode_manifest, encode_manifest
 
 MANIFEST = "manifest.json"
@@ -70,11 +70,13 @@ def load_folder(path: Path, *, check_files: bool = True) -> Checkpoint | Artifac
         ManifestError: If the manifest is damaged.
         DigestMismatchError: If a file is not the promised one.
     """
+    if path.name in {"", ".."}:  # `.` has no parent to look for siblings in.
+        path = path.resolve()
     manifest_path = path / MANIFEST
     try:
         content = manifest_path.read_bytes()
     except OSError as error:
-        found = "no such folder" if not path.is_dir() else f"no {MANIFEST} in it"
+        found = _why_unreadable(path, error)
         raise ArtifactError(
             f"{path} is not a checkpoint or artifact: {found}.",
             hint="Give the folder that 'segdeploy train' or 'segdeploy export' wrote, "
@@ -86,6 +88,14 @@ def load_folder(path: Path, *, check_files: bool = True) -> Checkpoint | Artifac
     if check_files:
         _check_files(path, manifest)
     return (Checkpoint if manifest.kind == "checkpoint" else Artifact)(path, manifest)
+
+
+def _why_unreadable(path: Path, error: OSError) -> str:
+    if isinstance(error, NotADirectoryError):
+        return "it is a file, not a folder"
+    if isinstance(error, FileNotFoundError):
+        return f"no {MANIFEST} in it" if path.is_dir() else "no such folder"
+    return f"{MANIFEST} cannot be read ({error.strerror})"
 
 
 def load_checkpoint(path: Path) -> Checkpoint:
@@ -147,7 +157,17 @@ def save_folder(
             `files` are kept in their order (the payload first); others that `write` made with a
             trailing `.json`/`.toml`/`.pt` name stay outside the identity.
         write: Writes the files of the manifest (and any companion) into the given folder.
+
+    Raises:
+        ArtifactError: If it cannot be written, or a folder of something else is there.
     """
+    with write_errors(path):
+        is_ours = any((path / name).exists() for name in (MANIFEST, *manifest.files))
+        if path.is_dir() and not is_ours and any(path.iterdir()):
+            raise ArtifactError(
+                f"{path} holds other files and no {MANIFEST}; it will not be replaced.",
+                hint="Choose an empty or new folder.",
+            )
     with replacing_directory(path) as temporary:
         write(temporary)
         complete = manifest.replace(
@@ -170,13 +190,13 @@ def find_linked(folder: ModelFolder, link: Link | None) -> Checkpoint | Artifact
     if link is None:
         return None
     beside = sorted(p.parent for p in folder.path.parent.glob(f"*/{MANIFEST}"))
-    for candidate in [(folder.path / link.hint).resolve(), *beside]:
-        try:
-            found = load_folder(candidate)
-        except ArtifactError:
-            continue
-        if found.manifest.digest == link.digest:
-            return found
+    for candidate in [folder.path / link.hint, *beside]:
+        try:  # Manifest first: hashing every sibling's payload would take minutes.
+            place = candidate.resolve()
+            if load_folder(place, check_files=False).manifest.digest == link.digest:
+                return load_folder(place)
+        except (ArtifactError, OSError, ValueError, RuntimeError):
+            continue  # A hint may be nonsense: a null byte, a loop of links, endless.
     return None
 
 

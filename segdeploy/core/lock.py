@@ -5,10 +5,10 @@ from __future__ import annotations
 import fcntl
 import os
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 
-from segdeploy.core.errors import RunLockedError
+from segdeploy.core.errors import ArtifactError, RunLockedError
 from segdeploy.core.files import remove_leftovers, write_errors
 
 
@@ -18,7 +18,7 @@ def run_lock(run: Path) -> Iterator[Path]:
 
     Raises:
         RunLockedError: If another process holds it.
-        ArtifactError: If the folder cannot be made.
+        ArtifactError: If the folder cannot be made or locked.
     """
     with write_errors(run):
         run.mkdir(parents=True, exist_ok=True)
@@ -26,12 +26,19 @@ def run_lock(run: Path) -> Iterator[Path]:
     try:
         try:
             fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except OSError as error:
+        except BlockingIOError as error:
             raise RunLockedError(
                 f"The run folder {run} is in use by another process.",
                 hint="Wait until it has finished, or choose another folder.",
             ) from error
+        except OSError as error:
+            raise ArtifactError(
+                f"The run folder {run} cannot be locked: {error.strerror}.",
+                hint="Its file system has no locks; choose a folder on a local disk.",
+            ) from error
         remove_leftovers(run)
         yield run
     finally:
+        with suppress(OSError):  # Closing is not enough: forked workers may hold a copy.
+            fcntl.flock(handle, fcntl.LOCK_UN)
         os.close(handle)

@@ -69,7 +69,8 @@ class Manifest:
     schema_version: int = SCHEMA_VERSION
 
     def __post_init__(self) -> None:
-        if not self.classes or len(set(self.classes)) != len(self.classes):
+        names = set(self.classes)
+        if not names or len(names) != len(self.classes) or not all(n.strip() for n in names):
             raise ManifestError(f"Class names must be present and unique, found {self.classes}.")
         if self.task is Task.BINARY and len(self.classes) != 1:
             raise ManifestError(f"A binary task has one class name, found {self.classes}.")
@@ -90,7 +91,8 @@ class Manifest:
 
 def encode_manifest(manifest: Manifest) -> bytes:
     """Return the content of `manifest.json`, with its checksum."""
-    plain = msgspec.to_builtins(manifest)
+    # Through JSON, so that the checksum is taken of what a reader will see (keys are text there).
+    plain = msgspec.json.decode(msgspec.json.encode(manifest))
     plain["checksum"] = _checksum(plain)
     return msgspec.json.format(msgspec.json.encode(plain), indent=2) + b"\n"
 
@@ -103,7 +105,7 @@ def decode_manifest(content: bytes, where: str) -> Manifest:
     """
     try:
         plain = msgspec.json.decode(content)
-    except (msgspec.DecodeError, UnicodeDecodeError) as error:
+    except (msgspec.DecodeError, UnicodeDecodeError, RecursionError) as error:
         raise ManifestError(f"{where} is not readable JSON: {error}.", hint=_REBUILD) from error
     if not isinstance(plain, dict) or not isinstance(plain.get("schema_version"), int):
         raise ManifestError(f"{where} is not a segdeploy manifest (no schema_version).")

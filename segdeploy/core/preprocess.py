@@ -45,7 +45,6 @@ class Kernel(StrEnum):
 
 
 _PILLOW_KERNELS = {
-    Kernel.NEAREST: Image.Resampling.NEAREST,
     Kernel.BILINEAR: Image.Resampling.BILINEAR,
     Kernel.BICUBIC: Image.Resampling.BICUBIC,
 }
@@ -83,8 +82,12 @@ class PreprocessSpec:
                 raise ConfigError(f"Preprocessing: {name} is '{value}'.", hint=f"One of {known}.")
         if self.size_rule is not SizeRule.KEEP and (self.size is None or min(self.size) < 1):
             raise ConfigError(f"Preprocessing: rule {self.size_rule} needs a size (H, W).")
+        if not np.isfinite([self.scale, *self.mean, *self.std]).all() or self.scale <= 0:
+            raise ConfigError("Preprocessing: scale, mean, std must be finite and scale positive.")
         if min(self.std) <= 0:
             raise ConfigError(f"Preprocessing: std must be positive, found {self.std}.")
+        if not 0 <= self.pad_value <= 255:
+            raise ConfigError(f"Preprocessing: pad_value is {self.pad_value}, not in 0..255.")
         if not self.antialias and self.kernel is Kernel.BICUBIC:
             raise ConfigError("Preprocessing: bicubic is only defined with antialias.")
 
@@ -115,10 +118,12 @@ def resize_image(
     """Return the uint8 image (h, w, 3) at `size` (H, W) by the spec's kernel."""
     if image.shape[:2] == size:
         return image
-    if spec.antialias or spec.kernel is Kernel.NEAREST:
+    if spec.kernel is Kernel.NEAREST:  # Not Pillow's: it adds up steps, and drifts off centre.
+        return image[_nearest_grid(image.shape[:2], size)]
+    if spec.antialias:
         picture = Image.fromarray(image)
         resized = picture.resize((size[1], size[0]), _PILLOW_KERNELS[spec.kernel])
-        return np.asarray(resized)
+        return np.array(resized)  # A copy that may be written to: torch warns about others.
     return _bilinear_points(image, size)
 
 
@@ -178,12 +183,19 @@ def resize_labels(labels: NDArray[L], size: tuple[int, int]) -> NDArray[L]:
     """Return the label map (h, w) at `size` (H, W), sampled at pixel centres (nearest-exact)."""
     if labels.shape == size:
         return labels
-    rows, columns = (
-        np.minimum(((np.arange(new) + 0.5) * old / new).astype(np.intp), old - 1)
-        for old, new in zip(labels.shape, size, strict=True)
-    )
-    sampled: NDArray[L] = labels[rows[:, None], columns[None, :]]
+    sampled: NDArray[L] = labels[_nearest_grid(labels.shape, size)]
     return sampled
+
+
+def _nearest_grid(
+    old: tuple[int, ...], new: tuple[int, int]
+) -> tuple[NDArray[np.intp], NDArray[np.intp]]:
+    """Index arrays (H, 1) and (1, W) of the old pixel that holds each new pixel's centre."""
+    rows, columns = (
+        (2 * np.arange(to, dtype=np.intp) + 1) * length // (2 * to)  # Integers: exact everywhere.
+        for length, to in zip(old, new, strict=True)
+    )
+    return rows[:, None], columns[None, :]
 
 
 def restore_labels(

@@ -12,6 +12,7 @@ import importlib
 from collections.abc import Iterator, Mapping
 from functools import cached_property
 from importlib import metadata
+from operator import attrgetter
 from typing import Generic, TypeVar
 
 from segdeploy.core.errors import ConfigError, UnknownNameError
@@ -63,12 +64,16 @@ class Registry(Generic[T]):
             raise self.unknown(name)
         module, _, attribute = self._table[name].partition(":")
         try:
-            found: T = getattr(importlib.import_module(module), attribute)
-        except (ImportError, AttributeError) as error:
+            found: T = attrgetter(attribute.partition("[")[0].strip())(
+                importlib.import_module(module.strip())
+            )
+        except Exception as error:
             if name in self._builtin:
                 raise  # Ours: a missing extra is turned into a clear error by the caller.
-            raise ConfigError(
-                f"The plug-in {self.kind} '{name}' ({self._table[name]}) cannot be loaded: {error}"
+            raise ConfigError(  # A plug-in is foreign code: any failure of its import is its own.
+                f"The plug-in {self.kind} '{name}' ({self._table[name]}) cannot be loaded: "
+                f"{type(error).__name__}: {error}",
+                hint="Update or uninstall the package that brings it.",
             ) from error
         return found
 

@@ -216,7 +216,7 @@ def read_result(path: Path) -> dict[str, Any] | None:
         plain = msgspec.json.decode(path.read_bytes())
     except FileNotFoundError:
         return None
-    except (OSError, msgspec.DecodeError) as error:
+    except (OSError, msgspec.DecodeError, UnicodeDecodeError, RecursionError) as error:
         raise ArtifactError(
             f"{path} cannot be read: {error}.", hint="Run the stage again."
         ) from error

@@ -64,6 +64,8 @@ def decision_margin(logits: NDArray[np.floating], task: Task) -> Margins:
     if task is Task.BINARY:
         distance: Margins = np.abs(logits[:, 0])
         return distance
+    if logits.shape[1] == 1:  # One class: no other decision is possible.
+        return np.full_like(logits[:, 0], np.inf)
     top_two = np.partition(logits, -2, axis=1)[:, -2:]
     margin: Margins = top_two[:, 1] - top_two[:, 0]
     return margin
@@ -75,6 +77,8 @@ def predict_confidence(logits: NDArray[np.floating], task: Task) -> NDArray[np.f
     Multiclass: the largest softmax value. Binary: sigmoid(|logit|), so background counts as well.
     """
     if task is Task.BINARY:
-        return (1 / (1 + np.exp(-np.abs(logits[:, 0])))).astype(np.float32)
+        sigmoid: NDArray[np.floating] = 1 / (1 + np.exp(-np.abs(logits[:, 0])))
+        return sigmoid.astype(np.float32)
     shifted = logits - logits.max(axis=1, keepdims=True)
-    return (1 / np.exp(shifted).sum(axis=1)).astype(np.float32)
+    largest: NDArray[np.floating] = 1 / np.exp(shifted).sum(axis=1)
+    return largest.astype(np.float32)

@@ -61,7 +61,7 @@ def open_folder(root: str | None, split: str) -> Dataset:
     pairs = _split_pairs(images, labels, split)
     if not pairs:
         raise DataError(f"The split '{split}' of {top} is empty.", hint=_LAYOUT)
-    name = f"{top.name}/{split}"
+    name = f"{top.resolve().name}/{split}"
     if len(classes) == 1:
         return _BinaryFolder(name, Task.BINARY, classes, pairs)
     return PairDataset(name, Task.MULTICLASS, classes, pairs)
@@ -82,10 +82,10 @@ def _read_classes(top: Path) -> tuple[str, ...]:
 
 
 def _split_pairs(images: Path, labels: Path, split: str) -> list[tuple[Path, Path]]:
-    if (images / split).is_dir():
+    if split and (images / split).is_dir():
         return match_by_stem(images / split, labels / split)
-    if any(p.is_dir() for p in images.iterdir()):
-        found = sorted(p.name for p in images.iterdir() if p.is_dir())
+    found = sorted(p.name for p in images.glob("[!.]*") if p.is_dir())
+    if found:
         raise DataError(f"{images} has no split '{split}', only {found}.", hint=_LAYOUT)
     if split not in {"train", "val"}:
         raise DataError(f"A flat folder has the splits train and val, not '{split}'.")

@@ -9,6 +9,8 @@ right is a DataError that names the file, never a silently wrong picture.
 from __future__ import annotations
 
 import warnings
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -21,6 +23,7 @@ from segdeploy.core.errors import DataError
 IMAGE_SUFFIXES = {".jpg", ".jpeg", ".png", ".bmp", ".tif", ".tiff", ".webp"}
 _DEEP_MODES = {"I", "F", "I;16", "I;16B", "I;16L", "I;16N"}
 _TIFF_BITS_PER_SAMPLE = 258
+_LOSSY = {"JPEG", "MPO"}
 _LABEL_MODES = {"P", "L", "1", "I", "I;16", "I;16B", "I;16L"}
 
 
@@ -30,7 +33,11 @@ def read_image(path: Path, *, exif: str = "apply") -> NDArray[np.uint8]:
     Raises:
         DataError: If the file is missing, empty, truncated, no image, or deeper than 8 bits.
     """
-    picture = _open(path)
+    with _pillow_errors(path):
+        return _as_rgb(_open(path), path, exif)
+
+
+def _as_rgb(picture: Image.Image, path: Path, exif: str) -> NDArray[np.uint8]:
     if picture.mode in _DEEP_MODES or _stored_bits(picture, path) > 8:
         raise DataError(
             f"{path} has more than 8 bits per channel (mode {picture.mode}).",
@@ -38,16 +45,16 @@ def read_image(path: Path, *, exif: str = "apply") -> NDArray[np.uint8]:
         )
     if exif == "apply":
         picture = ImageOps.exif_transpose(picture)
-    if picture.mode == "P":  # A palette may hold alpha; RGBA first keeps its colours exact.
+    if picture.mode in {"P", "PA"}:  # A palette may hold alpha; RGBA first keeps its colours.
         picture = picture.convert("RGBA")
-    if picture.mode in {"RGBA", "LA", "PA", "La", "RGBa"}:
+    if picture.mode in {"RGBA", "LA", "La", "RGBa"}:
         alpha_free = "L" if picture.mode in {"LA", "La"} else "RGB"
         picture = _drop_alpha(picture, alpha_free)
     return np.array(picture.convert("RGB"))
 
 
 def _stored_bits(picture: Image.Image, path: Path) -> int:
-    """Bits per channel in the file: Pillow cuts 16-bit colour PNG and TIFF to 8 without a word."""
+    """Bits per channel in the file; Pillow itself makes 8 of 16-bit colour and of 4-bit grey."""
     if picture.format == "PNG":
         with path.open("rb") as file:
             return file.read(25)[24]  # The bit depth in the IHDR chunk.
@@ -66,15 +73,27 @@ def read_label(path: Path) -> NDArray[np.unsignedinteger[Any]]:
     """Return a label mask (H, W) as stored: uint8, or uint16 for 16-bit files.
 
     Raises:
-        DataError: If the file is missing, damaged, or a colour picture instead of indices.
+        DataError: If the file is missing, damaged, lossy (JPEG), or a colour picture.
     """
-    picture = _open(path)
+    with _pillow_errors(path):
+        return _as_ids(_open(path), path)
+
+
+def _as_ids(picture: Image.Image, path: Path) -> NDArray[np.unsignedinteger[Any]]:
+    if picture.format in _LOSSY:
+        raise DataError(
+            f"{path} is a JPEG: its compression changes class ids.",
+            hint="Store masks as PNG, from the original annotation.",
+        )
     if picture.mode not in _LABEL_MODES:
         raise DataError(
             f"{path} is a colour picture (mode {picture.mode}), not a mask of class indices.",
             hint="Store one channel whose values are class ids, 255 where nothing is labelled.",
         )
     label = np.array(picture)
+    bits = _stored_bits(picture, path)
+    if picture.mode == "L" and bits in {2, 4}:  # Pillow stretches these to 0..255: undo it.
+        label //= 255 // (2**bits - 1)
     if label.dtype in {np.dtype(np.bool_), np.dtype(np.uint8)}:
         return label.astype(np.uint8)
     if label.min(initial=0) < 0 or label.max(initial=0) > 65535:
@@ -83,24 +102,38 @@ def read_label(path: Path) -> NDArray[np.unsignedinteger[Any]]:
 
 
 def _open(path: Path) -> Image.Image:
+    if path.stat().st_size == 0:
+        raise DataError(f"{path} is empty (0 bytes).", hint="Restore or remove the file.")
+    picture = Image.open(path)
     try:
-        if path.stat().st_size == 0:
-            raise DataError(f"{path} is empty (0 bytes).", hint="Restore or remove the file.")
+        picture.load()
+    except BaseException:
+        picture.close()  # Pillow keeps the file of a truncated picture open.
+        raise
+    return picture
+
+
+@contextmanager
+def _pillow_errors(path: Path) -> Iterator[None]:
+    """The edge to Pillow, whose readers raise nearly anything on damaged files."""
+    try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore", UserWarning)  # Odd metadata does not matter here.
             warnings.simplefilter("error", Image.DecompressionBombWarning)
-            picture = Image.open(path)
-            picture.load()
+            yield
+    except DataError:
+        raise
     except FileNotFoundError as error:
         raise DataError(f"There is no file {path}.") from error
     except UnidentifiedImageError as error:
         raise DataError(f"{path} is not an image that can be read.") from error
-    except (OSError, SyntaxError, ValueError, EOFError, Image.DecompressionBombWarning,
-            Image.DecompressionBombError) as error:  # fmt: skip
+    except (Image.DecompressionBombWarning, Image.DecompressionBombError) as error:
+        raise DataError(f"{path} is too large: {error}", hint="Cut it into tiles.") from error
+    except Exception as error:
         raise DataError(
-            f"{path} cannot be read: {error}.", hint="The file is damaged; restore or remove it."
+            f"{path} cannot be read: {error or type(error).__name__}.",
+            hint="The file is damaged or of an unusual kind; restore, convert or remove it.",
         ) from error
-    return picture
 
 
 def list_images(folder: Path) -> list[Path]:
@@ -111,7 +144,11 @@ def list_images(folder: Path) -> list[Path]:
     """
     if not folder.is_dir():
         raise DataError(f"There is no folder {folder}.")
+    try:
+        inside = list(folder.iterdir())
+    except OSError as error:
+        raise DataError(f"{folder} cannot be listed: {error.strerror}.") from error
     return sorted(
-        p for p in folder.iterdir()
-        if p.suffix.lower() in IMAGE_SUFFIXES and not p.name.startswith(".")
+        p for p in inside
+        if p.suffix.lower() in IMAGE_SUFFIXES and not p.name.startswith(".") and not p.is_dir()
     )  # fmt: skip

@@ -72,12 +72,14 @@ def match_by_stem(images: Path, labels: Path) -> list[tuple[Path, Path]]:
     """Return (image, label) for every image, matched by file name without suffix.
 
     Raises:
-        DataError: If a folder is missing or empty, or an image has no label.
+        DataError: If a folder is missing or empty, an image has no label, or two files of one
+            folder have the same stem, so that the match would be a guess.
     """
-    by_stem = {p.stem: p for p in list_images(labels)}
     found = list_images(images)
     if not found:
         raise DataError(f"There are no images in {images}.")
+    _unique_stems(found)
+    by_stem = _unique_stems(list_images(labels))
     lost = [p.name for p in found if p.stem not in by_stem]
     if lost:
         raise DataError(
@@ -85,3 +87,15 @@ def match_by_stem(images: Path, labels: Path) -> list[tuple[Path, Path]]:
             hint="A label has its image's name, with any image suffix (PNG is usual).",
         )
     return [(p, by_stem[p.stem]) for p in found]
+
+
+def _unique_stems(files: Sequence[Path]) -> dict[str, Path]:
+    by_stem: dict[str, Path] = {}
+    for file in files:
+        other = by_stem.setdefault(file.stem, file)
+        if other is not file:
+            raise DataError(
+                f"{file.parent} holds both {other.name} and {file.name}.",
+                hint="Images and labels are matched by name without suffix; keep one of the two.",
+            )
+    return by_stem

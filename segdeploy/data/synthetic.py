@@ -26,6 +26,7 @@ CLASSES = ("background", "disc", "box", "triangle", "bar")
 _SPLITS = {"train": 1, "val": 2, "test": 3}
 _BORDER = 2
 _MIN_SIDE = 32
+_MAX_PIXELS = 2**26  # Drawn in float64: 1.6 GB at 8192x8192.
 
 
 @dataclass(frozen=True)
@@ -155,6 +156,8 @@ def _parse(root: str | None, split: str) -> tuple[tuple[int, int], int]:
     if match is None:
         raise DataError(f"'{root}' is not a size.", hint="Write synthetic:HxW or synthetic:HxW:N.")
     height, width, total = int(match[1]), int(match[2]), int(match[3] or 256)
+    if height * width > _MAX_PIXELS:
+        raise DataError(f"synthetic scenes end at {_MAX_PIXELS} pixels, found '{root}'.")
     if min(height, width) < _MIN_SIDE or total < 1:
         raise DataError(f"synthetic needs sides >= {_MIN_SIDE} and a count >= 1, found '{root}'.")
     return (height, width), total if split == "train" else max(1, total // 4)

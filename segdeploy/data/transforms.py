@@ -50,7 +50,7 @@ class TrainTransform:
         self.preprocess = preprocess
         ignored = ignore_value(num_classes)
         self._fill = {
-            tv_tensors.Image: [round(255 * m) for m in preprocess.mean],
+            tv_tensors.Image: _mean_colour(preprocess),
             tv_tensors.Mask: ignored,
         }
         strength = augment.jitter
@@ -65,7 +65,7 @@ class TrainTransform:
         image = tv_tensors.Image(pixels)
         mask = tv_tensors.Mask(torch.from_numpy(sample.label.astype(np.int64)))
         with torch.random.fork_rng(devices=[]):
-            torch.manual_seed(seed)
+            torch.default_generator.manual_seed(seed)  # torch.manual_seed would reset CUDA's too.
             image, mask = self._scale_and_crop(image, mask)
             image, mask = self._rest(image, mask)
         return self._normalize(image.as_subclass(Tensor)), mask.as_subclass(Tensor)
@@ -78,7 +78,11 @@ class TrainTransform:
         height, width = image.shape[-2:]
         size = [max(1, round(height * factor)), max(1, round(width * factor))]
         image = vf.resize(image, size, interpolation=v2.InterpolationMode.BILINEAR, antialias=True)
-        mask = vf.resize(mask, size, interpolation=v2.InterpolationMode.NEAREST_EXACT)
+        # As an image of ids: before torchvision 0.28 a Mask ignored nearest-exact without a word,
+        # which shifts labels by half a pixel against the image.
+        ids = mask.as_subclass(Tensor)[None]
+        ids = vf.resize_image(ids, size, interpolation=v2.InterpolationMode.NEAREST_EXACT)
+        mask = tv_tensors.Mask(ids[0])
         crop = v2.RandomCrop(self.augment.crop, pad_if_needed=False)
         pad = [0, 0, max(0, crop.size[1] - size[1]), max(0, crop.size[0] - size[0])]
         if any(pad):
@@ -94,6 +98,12 @@ class TrainTransform:
             image = image.flip(0)
         mean, std = torch.tensor(spec.mean), torch.tensor(spec.std)
         return (image.float() * spec.scale - mean[:, None, None]) / std[:, None, None]
+
+
+def _mean_colour(spec: PreprocessSpec) -> list[int]:
+    """The RGB colour that normalisation takes nearest to zero, 0..255 per channel."""
+    mean = spec.mean if spec.channel_order == "rgb" else spec.mean[::-1]
+    return [min(255, max(0, round(m / spec.scale))) for m in mean]
 
 
 class TrainingView(TorchDataset[tuple[Tensor, Tensor]]):

@@ -132,7 +132,7 @@ def build_artifact(
             return
         with tempfile.TemporaryDirectory() as scratch:
             graph = Path(scratch) / "graph.onnx"
-            _write_graph(graph, folder, wanted, parent, step, context)
+            graph.write_bytes(_finished_graph(step, wanted, parent, context, folder))
             run_build(backend, dataclasses.replace(request, graph=graph))
 
     saved = save_folder(step.folder, wanted, write)
@@ -146,15 +146,10 @@ def _facts(manifest: Manifest) -> dict[str, Any]:
     return {name: plain[name] for name in names if plain[name]}
 
 
-def _write_graph(
-    path: Path,
-    folder: Path,
-    wanted: Manifest,
-    parent: ModelFolder,
-    step: Step,
-    context: BuildContext,
-) -> None:
-    """Write the finished graph, and calibration.json into the artifact's folder."""
+def _finished_graph(
+    step: Step, wanted: Manifest, parent: ModelFolder, context: BuildContext, folder: Path
+) -> bytes:
+    """Return the graph to build from; int8 also writes calibration.json into `folder`."""
     from segdeploy.export.graphs import (
         Ranges,
         apply_contract,
@@ -173,7 +168,7 @@ def _write_graph(
         return found
 
     graph = convert_precision(plain, step.target.precision, ranges)
-    path.write_bytes(graph_bytes(apply_contract(graph, step.io, wanted)))
+    return graph_bytes(apply_contract(graph, step.io, wanted))
 
 
 def run_build(backend: Backend, request: BuildRequest) -> None:

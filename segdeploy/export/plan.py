@@ -1,8 +1,8 @@
 """What an export will do, decided and checked before any work starts.
 
 A plan is a small graph of steps: the plain onnx-fp32 artifact is the parent of every other ONNX
-artifact of the same size, so that a bad number can be traced to one hop. A parent that was not asked
-for is a step as well; its folder has its usual name.
+artifact of the same size, so that a bad number can be traced to one hop. A parent that was not
+asked for is a step as well; its folder has its usual name.
 """
 
 from __future__ import annotations

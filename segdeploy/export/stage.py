@@ -131,7 +131,7 @@ def _open_calibration(
     if calibration is None:
         raise ConfigError(
             f"The target {needing[0]} needs images to choose its ranges from.",
-            hint="Give --calibration NAME[:ROOT], e.g. camvid:data/camvid: its train split is used.",
+            hint="Give --calibration NAME[:ROOT], e.g. camvid:data/camvid (its train split).",
         )
     images = open_calibration(calibration, num_images)
     _ = images.digest  # Reads every image once: a damaged one is found before any work.

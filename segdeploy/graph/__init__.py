@@ -1,1 +1,9 @@
-"""graph."""
+"""ONNX graph passes: pure functions on a model, one file each, independent of any runtime.
+
+    from segdeploy.graph.fp16 import cast_to_fp16
+    half = cast_to_fp16(load_graph(Path("model.onnx")))
+
+A precision belongs to the graph: fp16 is a cast, int8 is Q/DQ nodes (`placement` says where,
+`calibrate` with which ranges, `qdq` inserts them). `image_input` and `label_output` add the
+contracts last. `u8_activations` is the one pass that runs when a session opens.
+"""

@@ -109,8 +109,8 @@ def _find_limits(
             low, high, size = (float(next(found)) for _ in range(3))
             if not (np.isfinite(low) and np.isfinite(high)):
                 raise DataError(f"Calibration: the tensor {name} is not finite on some image.")
-            low = max(low, floors.get(name, low))
-            limits[name] = max(limits[name], abs(low), abs(high))
+            floor = floors.get(name, low)
+            limits[name] = max(limits[name], abs(max(low, floor)), abs(max(high, floor)))
             elements[name] = max(elements[name], int(size))
     if not num_batches:
         raise DataError("Calibration needs at least one image.")

@@ -19,6 +19,7 @@ from segdeploy.graph.proto import (
     element_types,
     initializers,
     refuse_subgraphs,
+    replace_initializers,
     replace_nodes,
     to_array,
 )
@@ -59,12 +60,7 @@ class _Fp16Cast:
         for node in self.graph.node:
             self._visit(node)
         replace_nodes(self.graph, self.nodes)
-        used = {name for node in self.nodes for name in node.input}
-        kept = [t for t in self.graph.initializer if t.name in used]
-        kept += [self.stored[n] for n in self.half.values() if n in self.stored]
-        unique = list({t.name: _copy_tensor(t) for t in kept}.values())
-        del self.graph.initializer[:]
-        self.graph.initializer.extend(unique)
+        replace_initializers(self.graph, self.stored.values())
 
     def _visit(self, node: onnx.NodeProto) -> None:
         depends = node.op_type not in _SHAPE_READERS and any(
@@ -128,9 +124,3 @@ def _retarget(node: onnx.NodeProto) -> None:
     for found in node.attribute:
         if found.name == "to" and found.i == TensorProto.FLOAT:
             found.i = TensorProto.FLOAT16
-
-
-def _copy_tensor(tensor: onnx.TensorProto) -> onnx.TensorProto:
-    copied = onnx.TensorProto()
-    copied.CopyFrom(tensor)
-    return copied

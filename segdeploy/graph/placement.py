@@ -20,6 +20,7 @@ from dataclasses import dataclass
 
 import onnx
 
+from segdeploy.core.errors import BuildError
 from segdeploy.graph.proto import attribute, consumers, initializers, producers, to_array
 
 _CONVOLUTIONS = {"Conv": 0, "ConvTranspose": 1}  # Operator -> axis of the output channels.
@@ -58,7 +59,16 @@ class Placement:
 
 
 def place_qdq(model: onnx.ModelProto) -> Placement:
-    """Return the placement for a plain fp32 graph (nodes must have unique names)."""
+    """Return the placement for a plain fp32 graph.
+
+    Raises:
+        BuildError: If nodes have no unique names, or the graph has Q/DQ nodes already.
+    """
+    names = [node.name for node in model.graph.node]
+    if len(set(names)) < len(names) or not all(names):
+        raise BuildError("Q/DQ placement needs a graph whose nodes have unique names.")
+    if any(node.op_type in {"QuantizeLinear", "DequantizeLinear"} for node in model.graph.node):
+        raise BuildError("The graph is quantised already.")
     return _Placer(model.graph).place()
 
 

@@ -125,12 +125,24 @@ def refuse_subgraphs(model: onnx.ModelProto, what: str) -> None:
         )
 
 
-def rename_input(nodes: Iterable[onnx.NodeProto], old: str, new: str) -> None:
-    """Let the nodes read `new` where they read `old`, in place."""
-    for node in nodes:
-        for index, name in enumerate(node.input):
-            if name == old:
-                node.input[index] = new
+def rename_input(node: onnx.NodeProto, old: str, new: str) -> None:
+    """Let a node read `new` where it reads `old`, in place."""
+    for index, name in enumerate(node.input):
+        if name == old:
+            node.input[index] = new
+
+
+def replace_initializers(graph: onnx.GraphProto, tensors: Iterable[onnx.TensorProto]) -> None:
+    """Set the graph's stored tensors to those given that a node or an output uses, in place."""
+    used = {name for node in graph.node for name in node.input}
+    used |= {value.name for value in graph.output}
+    kept = []
+    for tensor in {t.name: t for t in tensors if t.name in used}.values():
+        copied = onnx.TensorProto()
+        copied.CopyFrom(tensor)
+        kept.append(copied)
+    del graph.initializer[:]
+    graph.initializer.extend(kept)
 
 
 def replace_nodes(graph: onnx.GraphProto, nodes: Iterable[onnx.NodeProto]) -> None:

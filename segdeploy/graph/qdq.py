@@ -23,6 +23,8 @@ from segdeploy.graph.proto import (
     copy_model,
     initializers,
     refuse_subgraphs,
+    rename_input,
+    replace_initializers,
     replace_nodes,
     to_array,
 )
@@ -69,7 +71,7 @@ class _QdqInsertion:
         for name, chosen in self.placement.activations.items():
             for node in readers.get(name, []):
                 if chosen is None or node.name in chosen:
-                    _read(node, name, f"{name}_dq")
+                    rename_input(node, name, f"{name}_dq")
         nodes = weights
         for value in self.graph.input:
             nodes += self._pair(value.name)
@@ -78,11 +80,7 @@ class _QdqInsertion:
             for name in node.output:
                 nodes += self._pair(name)
         replace_nodes(self.graph, nodes)
-        used = {name for node in self.graph.node for name in node.input}
-        kept = [t for t in [*self.stored.values(), *self.added.values()] if t.name in used]
-        copies = [_copied(t) for t in kept]
-        del self.graph.initializer[:]
-        self.graph.initializer.extend(copies)
+        replace_initializers(self.graph, [*self.stored.values(), *self.added.values()])
 
     def _pair(self, name: str) -> list[onnx.NodeProto]:
         if name not in self.placement.activations:
@@ -113,7 +111,7 @@ class _QdqInsertion:
         ]
         result = f"{weight.name}_dq"
         for node in nodes:
-            _read(node, weight.name, result)
+            rename_input(node, weight.name, result)
         return [
             helper.make_node(
                 "DequantizeLinear", names, [result], name=f"{weight.name}_dequantize",
@@ -147,15 +145,3 @@ def channel_scales(
     steps = np.maximum(np.abs(values).max(axis=others).astype(np.float64) / LEVELS, floor)
     tiny = np.finfo(np.float32).tiny
     return np.where(steps < tiny, 1.0, steps).astype(np.float32)
-
-
-def _read(node: onnx.NodeProto, old: str, new: str) -> None:
-    for index, name in enumerate(node.input):
-        if name == old:
-            node.input[index] = new
-
-
-def _copied(tensor: onnx.TensorProto) -> onnx.TensorProto:
-    found = onnx.TensorProto()
-    found.CopyFrom(tensor)
-    return found

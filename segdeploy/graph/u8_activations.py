@@ -29,12 +29,6 @@ _ZERO_NAME = "u8_zero_point"
 _FUSING = {"Conv", "ConvTranspose", "Gemm"}
 
 
-def has_s8_activations(model: onnx.ModelProto) -> bool:
-    """Return whether the graph quantises activations to int8 with zero point 0."""
-    stored = initializers(model.graph)
-    return any(_is_symmetric_s8(node, stored) for node in model.graph.node)
-
-
 def use_u8_activations(model: onnx.ModelProto) -> onnx.ModelProto:
     """Return the graph with U8 activations of zero point 128 in place of symmetric S8 ones.
 

@@ -65,11 +65,12 @@ def _tiles(rows: Sequence[Row]) -> str:
     if verified:
         passed = sum(row.closeness.verdict == "passed" for row in verified)
         tiles.append((f"{passed} / {len(verified)}", "artifacts passed verify"))
-    if fastest := _least(artifacts, lambda row: row.cost.p50_ms):
+    good = [row for row in artifacts if row.closeness.verdict != "failed"] or artifacts
+    if fastest := _least(good, lambda row: row.cost.p50_ms):
         ratio = fastest.cost.ratio
         shown = f"{number(ratio, 2)}x eager" if ratio is not None else "p50"
         tiles.append((f"{number(fastest.cost.p50_ms, 1)} ms", f"fastest: {fastest.name}, {shown}"))
-    if smallest := _least(artifacts, lambda row: row.size_mib):
+    if smallest := _least(good, lambda row: row.size_mib):
         tiles.append((f"{number(smallest.size_mib, 1)} MiB", f"smallest: {smallest.name}"))
     if best := _least(rows, lambda row: _negative(row.quality.mean_iou)):
         tiles.append((number(best.quality.mean_iou, 3), f"best mIoU: {best.name}"))
@@ -127,7 +128,7 @@ def _charts(rows: Sequence[Row]) -> str:
         _bars("Peak memory, MiB", rows, [row.cost.peak_memory_mib for row in rows], 0),
         _bars("Mean IoU", rows, [row.quality.mean_iou for row in rows], 3, full=1.0),
     ]
-    return f'<h2>Side by side</h2><div class="grid2">{"".join(charts)}</div>'
+    return f'<h2>Side by side</h2><div class="grid2 wide">{"".join(charts)}</div>'
 
 
 def _bars(

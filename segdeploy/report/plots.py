@@ -13,7 +13,7 @@ _LEFT, _RIGHT, _TOP, _BOTTOM = 46, 12, 14, 26
 
 @dataclass(frozen=True)
 class Series:
-    """One line: its name and its points; a missing y leaves a gap."""
+    """One line: its name and its points; it passes over a missing y."""
 
     name: str
     points: Sequence[tuple[float, float | None]]
@@ -28,8 +28,7 @@ def line_plot(title: str, series: Sequence[Series], *, from_zero: bool = False) 
     values = [y for _, y in known] + ([0.0] if from_zero else [])
     y_axis = _Axis.around(values, (_HEIGHT - _BOTTOM, _TOP))
     parts = [*_grid(x_axis, y_axis)]
-    for index, line in enumerate(series):
-        parts += _line(line, index, x_axis, y_axis)
+    parts += [_line(line, index, x_axis, y_axis) for index, line in enumerate(series)]
     legend = "".join(
         f'<span><i class="b{index}"></i>{escape(line.name)}</span>'
         for index, line in enumerate(series)
@@ -83,26 +82,16 @@ def _grid(x_axis: _Axis, y_axis: _Axis) -> list[str]:
             f'<text x="{_LEFT - 6}" y="{y + 3.5:.1f}" text-anchor="end">{tick:.4g}</text>'
         )
     return parts + [
-        f'<text x="{x_axis.place(tick):.1f}" y="{_HEIGHT - 8}" text-anchor="middle">{tick:.4g}</text>'
+        f'<text x="{x_axis.place(tick):.1f}" y="{_HEIGHT - 8}" '
+        f'text-anchor="middle">{tick:.4g}</text>'
         for tick in x_axis.ticks
     ]
 
 
-def _line(line: Series, index: int, x_axis: _Axis, y_axis: _Axis) -> list[str]:
-    """Return the line in pieces between gaps; a single point is a dot."""
-    pieces: list[list[tuple[float, float]]] = [[]]
-    for x, y in line.points:
-        if y is None:
-            pieces.append([])
-        else:
-            pieces[-1].append((x_axis.place(x), y_axis.place(y)))
-    parts = []
-    for piece in filter(None, pieces):
-        if len(piece) == 1:
-            parts.append(
-                f'<circle class="d{index}" cx="{piece[0][0]:.1f}" cy="{piece[0][1]:.1f}" r="3"/>'
-            )
-        else:
-            points = " ".join(f"{x:.1f},{y:.1f}" for x, y in piece)
-            parts.append(f'<polyline class="l{index}" points="{points}"/>')
-    return parts
+def _line(line: Series, index: int, x_axis: _Axis, y_axis: _Axis) -> str:
+    """Return the line through all points that are known; a single one is a dot."""
+    places = [(x_axis.place(x), y_axis.place(y)) for x, y in line.points if y is not None]
+    if len(places) == 1:
+        return f'<circle class="d{index}" cx="{places[0][0]:.1f}" cy="{places[0][1]:.1f}" r="3"/>'
+    points = " ".join(f"{x:.1f},{y:.1f}" for x, y in places)
+    return f'<polyline class="l{index}" points="{points}"/>' if places else ""

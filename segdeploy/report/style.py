@@ -54,6 +54,7 @@ tbody th { font-weight:600; }
   margin:3px 0 0 auto; opacity:.75; }
 .grid2 { display:grid; grid-template-columns:repeat(auto-fit,minmax(min(100%,320px),1fr));
   gap:14px; }
+.grid2.wide { grid-template-columns:repeat(auto-fit,minmax(min(100%,440px),1fr)); }
 .bars { display:grid; grid-template-columns:minmax(84px,max-content) 1fr max-content;
   gap:7px 10px; align-items:center; font-size:.88rem; }
 .bars div { background:var(--tint); border-radius:5px; height:13px; overflow:hidden; }

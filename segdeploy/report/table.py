@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 
 from segdeploy.report.collect import Row, RunSummary
 
@@ -45,7 +45,7 @@ def number(value: float | None, digits: int) -> str:
 
 def signed(value: float | None) -> str:
     """Return a difference in percentage points with its sign."""
-    return MISSING if value is None else f"{value + 0.0:+.2f}"
+    return MISSING if value is None else f"{round(value, 2) + 0.0:+.2f}"
 
 
 def share(value: float | None) -> str:
@@ -86,17 +86,22 @@ def notes(summary: RunSummary) -> list[str]:
         warnings = row.cost.environment.get("warnings")
         known = warnings if isinstance(warnings, list) else []
         texts += [f"{row.name}: {warning}" for warning in known]
-    return _merged(texts)
+    return _merged(texts, {row.name for row in summary.rows})
 
 
-def _merged(texts: Sequence[str]) -> list[str]:
-    """Say a warning once that concerns several targets: `a, b: text`."""
+def _merged(texts: Sequence[str], names: Collection[str]) -> list[str]:
+    """Say a warning of several targets once: `a, b: text`; without names if it is of them all."""
     owners: dict[str, list[str]] = {}
     for text in dict.fromkeys(texts):
-        owner, colon, said = text.partition(": ")
-        is_owned = bool(colon) and " " not in owner
-        owners.setdefault(said if is_owned else text, []).extend([owner] if is_owned else [])
-    return [f"{', '.join(names)}: {said}" if names else said for said, names in owners.items()]
+        owner, _, said = text.partition(": ")
+        if owner in names and said:
+            owners.setdefault(said, []).append(owner)
+        else:
+            owners.setdefault(text, [])
+    return [
+        said if len(found) in {0, len(names)} else f"{', '.join(found)}: {said}"
+        for said, found in owners.items()
+    ]
 
 
 _MARKDOWN = re.compile(r"([\\`*_{}\[\]<>&|#~!])")

@@ -7,6 +7,8 @@ dropped: a batch of one breaks batch norm over pooled features.
 
 from __future__ import annotations
 
+import os
+
 import numpy as np
 import torch
 from torch import Tensor
@@ -39,10 +41,16 @@ def create_loader(
     return DataLoader(
         view,
         batch_sampler=[batch[rank::world] for batch in batches],
-        num_workers=workers,
+        num_workers=min(workers, num_usable_cores()),
         worker_init_fn=_single_thread if workers else None,
         pin_memory=torch.cuda.is_available(),
     )
+
+
+def num_usable_cores() -> int:
+    """Return how many cores this process may use."""
+    affinity = getattr(os, "sched_getaffinity", None)
+    return len(affinity(0)) if affinity else os.cpu_count() or 1
 
 
 def _single_thread(_worker: int) -> None:

@@ -197,6 +197,8 @@ def _set_mode(model: nn.Module, config: TrainConfig) -> None:
     for module in model.modules():
         is_norm = isinstance(module, nn.modules.batchnorm._BatchNorm)  # noqa: SLF001
         is_dropout = isinstance(module, nn.modules.dropout._DropoutNd)  # noqa: SLF001
+        if is_norm and config.norm_momentum is not None:
+            module.momentum = config.norm_momentum
         if (config.freeze_batch_norm and is_norm) or (not config.dropout and is_dropout):
             module.eval()
 

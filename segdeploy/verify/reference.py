@@ -7,6 +7,8 @@ the reference itself cannot decide: an absolute 1e-5 means nothing for logits of
 from __future__ import annotations
 
 from collections.abc import Iterable
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
 
 import numpy as np
 
@@ -18,8 +20,12 @@ from segdeploy.core.manifest import Manifest
 from segdeploy.core.session import Array, Session
 from segdeploy.core.target import ExportTarget, Precision
 from segdeploy.core.task import Task, decision_margin
+from segdeploy.frameworks.torch import require_torch
 from segdeploy.metrics import FlipCount, count_labels
-from segdeploy.verify.cases import Batch, feed
+from segdeploy.verify.cases import Batch, Case, feed
+
+if TYPE_CHECKING:
+    from torch import nn
 
 _MAX_MARGINS = 65_536  # Margins kept of one batch; a median needs no more.
 
@@ -96,49 +102,71 @@ def precision_of(folder: ModelFolder) -> Precision:
     return ExportTarget.parse(folder.manifest.target).precision
 
 
-def measure_noise_floor(reference: Runner, batch: Batch) -> float:
-    """Return the reference's noise floor on one batch, in logit units, > 0.
+def measure_noise_floor(reference: Runner, cases: Iterable[Case]) -> float:
+    """Return the reference's noise floor, in logit units, > 0.
 
-    The largest gauge-free deviation of what it answers from the same weights in eager fp64; at
+    The largest gauge-free deviation of what it answers from the same weights in eager fp64, on the
+    first batch of every case: odd sizes count, since there the upsampling's coordinates round. At
     least one fp32 rounding of its largest logit. Where there are no weights to run (an artifact
-    alone), NOISE_BITS roundings are taken instead.
+    alone), NOISE_ROUNDINGS of these are taken instead.
     """
-    logits = reference.run(batch)["logits"]
-    largest = float(np.abs(logits[np.isfinite(logits)]).max(initial=0.0))
-    rounding = max(largest, float(np.finfo(np.float32).tiny)) * 2.0**-24
-    exact = _run_in_fp64(reference, batch)
-    if exact is None:
-        return NOISE_ROUNDINGS * rounding
-    task = reference.manifest.task
-    count = FlipCount(task, count_labels(task, len(reference.manifest.classes)))
-    count.update(exact, logits)
-    return max(count.max_deviation, rounding)
+    exact = _ExactModule.of(reference)
+    floor = 0.0
+    for case in cases:
+        batch = next(case.batches())
+        try:
+            logits = reference.run(batch)["logits"]
+        except ArtifactError:
+            continue  # The comparison decides whether this size matters.
+        largest = float(np.abs(logits[np.isfinite(logits)]).max(initial=0.0))
+        rounding = max(largest * 2.0**-24, float(np.finfo(np.float32).tiny))
+        if exact is None:
+            floor = max(floor, NOISE_ROUNDINGS * rounding)
+            continue
+        task = reference.manifest.task
+        count = FlipCount(task, count_labels(task, len(reference.manifest.classes)))
+        count.update(exact.run(batch), logits)
+        floor = max(floor, count.max_deviation, rounding)
+    return floor
 
 
 NOISE_ROUNDINGS = 32.0
 """Noise floor in roundings of the largest logit, for a reference without weights."""
 
 
-def _run_in_fp64(reference: Runner, batch: Batch) -> Array | None:
-    weights = reference.folder
-    if isinstance(weights, Artifact):
-        found = find_linked(weights, weights.manifest.reference)
-        if not isinstance(found, Checkpoint):
+@dataclass(frozen=True)
+class _ExactModule:
+    """The reference's weights in eager fp64, on the CPU."""
+
+    module: nn.Module
+    manifest: Manifest
+
+    @classmethod
+    def of(cls, reference: Runner) -> _ExactModule | None:
+        """Return it, or None where weights or torch are missing."""
+        weights: ModelFolder | None = reference.folder
+        if isinstance(weights, Artifact):
+            weights = find_linked(weights, weights.manifest.reference)
+        if not isinstance(weights, Checkpoint):
             return None
-        weights = found
-    try:
-        from segdeploy.frameworks.torch import require_torch
+        try:
+            require_torch("torchvision", "safetensors")
+        except BackendUnavailableError:
+            return None
+        from segdeploy.zoo import load_module
 
-        torch = require_torch("torchvision", "safetensors")
-    except BackendUnavailableError:
-        return None
-    from segdeploy.zoo import load_module, main_logits
+        return cls(load_module(weights).double(), weights.manifest)
 
-    module = load_module(weights).double()
-    tensor = torch.from_numpy(feed(batch, weights.manifest)).double()
-    with torch.inference_mode():
-        exact: Array = main_logits(module(tensor)).numpy()
-    return exact
+    def run(self, batch: Batch) -> Array:
+        """Return the logits, float64."""
+        import torch
+
+        from segdeploy.zoo import main_logits
+
+        tensor = torch.from_numpy(feed(batch, self.manifest)).double()
+        with torch.inference_mode():
+            logits: Array = main_logits(self.module(tensor)).numpy()
+        return logits
 
 
 def measure_median_margin(reference: Runner, batches: Iterable[Batch]) -> float:

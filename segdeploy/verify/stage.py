@@ -98,7 +98,7 @@ def compare_folders(
     cases = plan_cases(folder, find_data(folder, data), num_images)
     candidate, right = Runner(folder, device), Runner(reference, device)
     try:
-        noise_floor = measure_noise_floor(right, next(cases[0].batches()))
+        noise_floor = measure_noise_floor(right, cases)
         margin = measure_median_margin(right, cases[0].batches())
         precision = max(precision_of(folder), precision_of(reference), key=_COARSENESS.index)
         tolerance = find_tolerance(precision, noise_floor, margin)

@@ -14,8 +14,8 @@ from segdeploy.core.target import Precision
 UNIT_ROUNDOFF = {Precision.FP32: 2.0**-24, Precision.FP16: 2.0**-11, Precision.BF16: 2.0**-8}
 """Half the distance of 1 to the next number of the format (IEEE 754; bfloat16)."""
 
-NOISE_FACTOR = 16.0
-"""fp32: deviation and tolerance, in noise floors."""
+NOISE_FACTOR = 8.0
+"""fp32: deviation and tolerance of excusable flips, in noise floors."""
 
 MIN_CLASS_PIXELS = 200
 """A class that the reference predicts on fewer pixels is not judged by its flip rate."""
@@ -43,38 +43,38 @@ LIMITS = {
     Precision.FP32: Limits(
         flip_rate=1e-4,
         hard_flip_rate=0.0,
-        class_flip_rate=0.02,
+        class_flip_rate=0.01,
         margin_fraction=None,
         deviation_factor=NOISE_FACTOR,
         channel_snr_db=None,
     ),
     Precision.FP16: Limits(
-        flip_rate=0.01,
+        flip_rate=2e-3,
         hard_flip_rate=1e-4,
-        class_flip_rate=0.05,
+        class_flip_rate=0.03,
         margin_fraction=0.02,
-        deviation_factor=4.0,
-        channel_snr_db=30.0,
+        deviation_factor=2.0,
+        channel_snr_db=40.0,
     ),
     Precision.BF16: Limits(
-        flip_rate=0.03,
+        flip_rate=0.02,
         hard_flip_rate=1e-3,
-        class_flip_rate=0.15,
-        margin_fraction=0.05,
-        deviation_factor=4.0,
-        channel_snr_db=15.0,
+        class_flip_rate=0.2,
+        margin_fraction=0.1,
+        deviation_factor=2.0,
+        channel_snr_db=20.0,
     ),
     Precision.INT8: Limits(
-        flip_rate=0.05,
-        hard_flip_rate=0.01,
+        flip_rate=0.08,
+        hard_flip_rate=5e-3,
         class_flip_rate=0.5,
         margin_fraction=0.2,
         deviation_factor=None,
-        channel_snr_db=6.0,
+        channel_snr_db=10.0,
     ),
 }
 
-UNTRAINED_NOISE_FACTOR = 64.0
+UNTRAINED_NOISE_FACTOR = 32.0
 """Untrained weights: deviation in noise floors x the ratio of unit roundoffs."""
 
 UNTRAINED_INT8_SNR_DB = 3.0

@@ -12,6 +12,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Any
 
 from segdeploy.core.registry import Registry
+from segdeploy.core.task import IGNORE_WIDE
 from segdeploy.zoo.spec import ModelSpec
 
 if TYPE_CHECKING:
@@ -39,14 +40,17 @@ def create_model(name: str, num_classes: int) -> nn.Module:
 
     Raises:
         UnknownNameError: If no model has this name.
-        ConfigError: If `num_classes` is not positive.
+        ConfigError: If `num_classes` is not in 1..65535.
         BackendUnavailableError: If torch is not installed.
     """
     from segdeploy.core.errors import ConfigError
     from segdeploy.frameworks.torch import require_torch
 
-    if num_classes < 1:
-        raise ConfigError(f"A model needs at least one class, asked for {num_classes}.")
+    if not 1 <= num_classes <= IGNORE_WIDE:
+        raise ConfigError(
+            f"A model has 1 to {IGNORE_WIDE} classes, asked for {num_classes}.",
+            hint="Label maps are uint16 at most, and one value of them means 'ignored'.",
+        )
     if name not in MODELS:
         raise MODELS.unknown(name)
     require_torch("torchvision")
@@ -71,6 +75,9 @@ def describe_models() -> list[dict[str, Any]]:
 def __getattr__(name: str) -> Any:
     """Offer what needs torch (`load_module`, ...) without importing it for those who list."""
     if name in {"load_module", "save_checkpoint"}:
+        from segdeploy.frameworks.torch import require_torch
+
+        require_torch("safetensors")
         from segdeploy.zoo import checkpoint
 
         return getattr(checkpoint, name)

@@ -11,6 +11,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+import torch
 from safetensors import SafetensorError
 from safetensors.torch import load_file, save
 from torch import Tensor, nn
@@ -89,8 +90,11 @@ def save_checkpoint(
 
 def _stored(tensor: Tensor, half_storage: bool) -> Tensor:
     tensor = tensor.detach().cpu().contiguous().clone()
-    is_weight = tensor.is_floating_point() and tensor.dim() >= 2
-    return tensor.half() if half_storage and is_weight else tensor
+    if not half_storage or not tensor.is_floating_point() or tensor.dim() < 2:
+        return tensor
+    half = tensor.half()
+    fits = bool(torch.isfinite(half).all())  # A weight beyond 65504 would become infinite.
+    return half if fits else tensor
 
 
 def load_module(checkpoint: ModelFolder, device: str = "cpu") -> nn.Module:

@@ -7,7 +7,6 @@ fresh initialisation; what was loaded, re-made and skipped is told.
 
 from __future__ import annotations
 
-import pickle
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -31,10 +30,15 @@ class InitReport:
     def __str__(self) -> str:
         parts = [f"loaded {len(self.loaded)} tensors"]
         if self.remade:
-            parts.append(f"re-made {', '.join(self.remade)}")
+            parts.append(f"re-made {_few(self.remade)}")
         if self.skipped:
-            parts.append(f"skipped {len(self.skipped)} of the file ({', '.join(self.skipped[:3])})")
+            parts.append(f"skipped of the file {_few(self.skipped)}")
         return "; ".join(parts)
+
+
+def _few(names: list[str]) -> str:
+    more = f" and {len(names) - 8} more" if len(names) > 8 else ""
+    return ", ".join(names[:8]) + more
 
 
 def read_weights(path: Path) -> dict[str, Tensor]:
@@ -55,12 +59,19 @@ def read_weights(path: Path) -> dict[str, Tensor]:
 def _load_pickle(path: Path) -> Any:
     try:
         return torch.load(path, map_location="cpu", weights_only=True)
-    except (OSError, RuntimeError, EOFError, pickle.UnpicklingError, KeyError, ValueError) as error:
+    except Exception as error:  # The edge to torch and pickle: damaged files raise nearly anything.
         raise CheckpointError(
-            f"Cannot read weights {path}: {str(error).splitlines()[0]}",
+            f"Cannot read weights {path}: {_reason(error)}",
             hint="Only tensors are read from .pth files, since a pickle can run any code. If you "
             "trust the file, load it yourself and save its state_dict with safetensors.",
         ) from error
+
+
+def _reason(error: Exception) -> str:
+    """The line that says what is wrong: torch puts two paragraphs about its own API before it."""
+    lines = [line.strip() for line in str(error).splitlines() if line.strip()]
+    named = [line for line in lines if "Unsupported" in line or "WeightsUnpickler" in line]
+    return (named or lines or [type(error).__name__])[0]
 
 
 def _state_dict(loaded: Any, path: Path) -> dict[str, Tensor]:

@@ -1,0 +1,39 @@
+# Everything a contributor runs. `make setup` needs Python 3.11+ and nothing else.
+VENV ?= .venv
+PYTHON ?= python3
+BIN = $(VENV)/bin
+
+.PHONY: setup demo test test-slow check bench format clean
+
+setup: $(VENV)/.installed
+
+$(VENV)/.installed: pyproject.toml constraints.txt
+	$(PYTHON) -m venv $(VENV)
+	$(BIN)/pip install --quiet --constraint constraints.txt torch torchvision
+	$(BIN)/pip install --quiet --constraint constraints.txt --editable '.[torch,cpu,dev]'
+	touch $@
+
+demo: setup
+	$(BIN)/segdeploy demo --out runs/demo
+
+test: setup
+	$(BIN)/pytest
+
+test-slow: setup
+	$(BIN)/pytest -m slow
+
+check: setup
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/mypy
+	$(BIN)/lint-imports
+
+format: setup
+	$(BIN)/ruff check --fix-only --quiet .
+	$(BIN)/ruff format .
+
+bench: setup
+	$(BIN)/python benchmarks/camvid_table.py
+
+clean:
+	rm -rf $(VENV) runs build *.egg-info

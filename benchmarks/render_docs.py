@@ -1,0 +1,80 @@
+"""Put the figures of benchmarks/results/ into README.md, between its markers.
+
+    .venv/bin/python benchmarks/render_docs.py [--check]
+
+A block stands between `<!-- begin NAME -->` and `<!-- end NAME -->`. `--check` changes nothing and
+exits 1 if README is not what the results say.
+"""
+
+from __future__ import annotations
+
+import json
+import re
+import sys
+from pathlib import Path
+from typing import Any
+
+HERE = Path(__file__).parent
+README = HERE.parent / "README.md"
+
+
+def read(name: str) -> Any:
+    return json.loads((HERE / "results" / f"{name}.json").read_text(encoding="utf-8"))
+
+
+def camvid() -> str:
+    found = read("camvid_targets")
+    base = found["rows"][0]
+    lines = [
+        "| target | latency / eager | mIoU | delta, points | flips | size, MiB | export, s |",
+        "|---|---|---|---|---|---|---|",
+    ]
+    for row in found["rows"]:
+        is_base = row is base
+        flips = "-" if row["flip_rate"] is None else f"{100 * row['flip_rate']:.3f} %"
+        seconds = "-" if row["export_seconds"] is None else f"{row['export_seconds']:.0f}"
+        delta = "-" if is_base else f"{100 * (row['mean_iou'] - base['mean_iou']):+.2f}"
+        lines.append(
+            f"| {row['target']} | {row['latency_ratio']:.2f} | {row['mean_iou']:.4f} | {delta} "
+            f"| {flips} | {row['size_mib']:.1f} | {seconds} |"
+        )
+    environment = found["environment"]
+    height, width = found["size"]
+    lines.append(
+        f"\nCamVid validation at {height}x{width}, batch 1, one interleaved run on "
+        f"{environment.get('cpu_model', 'a CPU')}; eager PyTorch "
+        f"{base['latency_ms']['p50']:.1f} ms. Made by `benchmarks/camvid_targets.py`."
+    )
+    return "\n".join(lines)
+
+
+def commands() -> str:
+    blocks = []
+    for each in read("readme_commands"):
+        shown = each["output"].splitlines()
+        cut = shown if len(shown) <= 12 else [*shown[:11], "..."]
+        blocks.append("\n".join([f"$ {each['command']}", *(line.rstrip() for line in cut)]))
+    return "```console\n" + "\n\n".join(blocks) + "\n```"
+
+
+BLOCKS = {"camvid": camvid, "commands": commands}
+
+
+def render(text: str) -> str:
+    for name, make in BLOCKS.items():
+        pattern = rf"(<!-- begin {name} -->\n).*?(<!-- end {name} -->)"
+        block = make()
+        text, count = re.subn(
+            pattern, lambda m, b=block: f"{m[1]}{b}\n{m[2]}", text, flags=re.DOTALL
+        )
+        if count != 1:
+            raise SystemExit(f"README.md has {count} blocks '{name}', expected one")
+    return text
+
+
+if __name__ == "__main__":
+    before = README.read_text(encoding="utf-8")
+    after = render(before)
+    if "--check" in sys.argv and before != after:
+        raise SystemExit("README.md is not what benchmarks/results/ says: run this script")
+    README.write_text(after, encoding="utf-8")

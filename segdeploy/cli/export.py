@@ -1,0 +1,106 @@
+"""`segdeploy export`: build artifacts from a checkpoint and verify each. Exit 1 if one fails."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+from segdeploy.cli.app import app, emit, say
+from segdeploy.core.contract import InputKind, OutputKind
+
+if TYPE_CHECKING:
+    from segdeploy.workflows.export_verified import VerifiedExport
+
+
+@app.command()
+def export(
+    checkpoint: Annotated[Path, typer.Argument(help="Checkpoint folder, e.g. RUN/checkpoint.")],
+    *,
+    target: Annotated[
+        list[str], typer.Option(help="BACKEND-PRECISION, e.g. onnx-int8; may be repeated.")
+    ],
+    out: Annotated[Path, typer.Option(help="Run folder that gets one folder per target.")],
+    calibration: Annotated[
+        str | None, typer.Option(help="NAME[:ROOT] whose train images choose int8 ranges.")
+    ] = None,
+    calibration_images: Annotated[int, typer.Option(help="How many of them.")] = 32,
+    input_kind: Annotated[
+        InputKind, typer.Option("--input", help="What the artifact takes.")
+    ] = InputKind.TENSOR,
+    output_kind: Annotated[
+        OutputKind, typer.Option("--output", help="What the artifact gives.")
+    ] = OutputKind.LOGITS,
+    size: Annotated[str, typer.Option(help="HxW, or dynamic.")] = "dynamic",
+    name: Annotated[str | None, typer.Option(help="Folder name, for one target.")] = None,
+    force: Annotated[bool, typer.Option("--force", help="Build again what is unchanged.")] = False,
+    dry_run: Annotated[bool, typer.Option("--dry-run", help="Only show the plan.")] = False,
+    no_verify: Annotated[bool, typer.Option("--no-verify", help="Do not compare.")] = False,
+    data: Annotated[
+        str | None,
+        typer.Option(help="NAME[:ROOT] whose val images verify; default: the calibration set."),
+    ] = None,
+    as_json: Annotated[bool, typer.Option("--json", help="One JSON document.")] = False,
+) -> None:
+    """Build deployable artifacts from a checkpoint, and verify each."""
+    from rich.console import Console
+    from rich.progress import Progress, TaskID
+
+    from segdeploy.cli.parsing import parse_size
+    from segdeploy.core.contract import IoContract
+    from segdeploy.workflows.export_verified import export_and_verify
+
+    with Progress(console=Console(stderr=True), transient=True) as bar:
+        tasks: dict[str, TaskID] = {}
+
+        def advance(what: str, done: int, total: int) -> None:
+            if what not in tasks:
+                tasks[what] = bar.add_task(what, total=total)
+            bar.update(tasks[what], completed=done, total=total)
+
+        found = export_and_verify(
+            checkpoint,
+            target,
+            out,
+            calibration=calibration,
+            num_calibration_images=calibration_images,
+            io=IoContract(input_kind, output_kind),
+            size=parse_size(size),
+            name=name,
+            force=force,
+            dry_run=dry_run,
+            verify=not no_verify,
+            data=data,
+            progress=advance,
+            report=say,
+        )
+    emit([each.to_dict() for each in found], as_json, lambda: _render(found, planned=dry_run))
+    failed = [each.outcome.path for each in found if each.passed is False]
+    if failed and not dry_run:
+        say(f"error: failed verification: {', '.join(map(str, failed))}")
+        raise typer.Exit(1)
+
+
+def _render(found: Sequence[VerifiedExport], *, planned: bool) -> None:
+    from rich.console import Console
+    from rich.markup import escape
+    from rich.table import Table
+
+    table = Table(title="plan" if planned else None)
+    for heading in ("target", "folder", "made from", "work", "MiB", "verified"):
+        table.add_column(heading, justify="right" if heading == "MiB" else "left")
+    for each in found:
+        outcome = each.outcome
+        work = "build" if planned else f"{outcome.seconds:.1f} s"
+        size = outcome.artifact.size_mib if outcome.artifact else None
+        table.add_row(
+            outcome.target,
+            escape(str(outcome.path)),
+            escape(outcome.parent),
+            "reused" if outcome.reused else work,
+            "-" if size is None else f"{size:.2f}",
+            {None: "-", True: "[green]passed[/]", False: "[red]failed[/]"}[each.passed],
+        )
+    Console().print(table)

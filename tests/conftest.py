@@ -1,0 +1,54 @@
+"""Fixtures for every room: the shared real data, an untrained checkpoint, a validation split."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+
+import pytest
+
+from segdeploy.core.folder import Checkpoint
+from segdeploy.core.preprocess import PreprocessSpec
+from segdeploy.core.task import Task
+from segdeploy.data import Dataset, open_dataset
+from segdeploy.data.synthetic import CLASSES
+
+_BESIDE = Path(__file__).parents[2] / "shared" / "data"
+
+
+@pytest.fixture(scope="session")
+def shared_data() -> Path:
+    """The folder of real images: SEGDEPLOY_DATA, else ../shared/data beside the repository."""
+    folder = Path(os.environ.get("SEGDEPLOY_DATA") or _BESIDE)
+    if not folder.is_dir():
+        pytest.skip("real data absent: set SEGDEPLOY_DATA to its folder")
+    return folder
+
+
+@pytest.fixture(scope="session")
+def synthetic_val() -> Dataset:
+    """Four validation scenes of 64x96, five classes."""
+    return open_dataset("synthetic:64x96:16", "val")
+
+
+@pytest.fixture(scope="session")
+def tiny_checkpoint(tmp_path_factory: pytest.TempPathFactory) -> Checkpoint:
+    """An untrained lraspp_mobilenet_v3_small of the five synthetic classes, seeded."""
+    torch = pytest.importorskip("torch")
+    from segdeploy.zoo import create_model
+    from segdeploy.zoo.checkpoint import save_checkpoint
+
+    name = "lraspp_mobilenet_v3_small"
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(0)
+        module = create_model(name, len(CLASSES))
+    return save_checkpoint(
+        tmp_path_factory.mktemp("run") / "checkpoint",
+        module,
+        model=name,
+        task=Task.MULTICLASS,
+        classes=CLASSES,
+        preprocess=PreprocessSpec(),
+        design_size=(64, 96),
+        trained=False,
+    )

@@ -1,0 +1,112 @@
+"""Schedule, batches, average and configuration: the parts of a recipe."""
+
+from __future__ import annotations
+
+from itertools import chain
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from torch import nn
+
+from segdeploy.core.errors import ConfigError
+from segdeploy.data import open_dataset
+from segdeploy.train.batches import epoch_batches
+from segdeploy.train.config import TrainConfig, config_toml, load_config
+from segdeploy.train.ema import Average
+from segdeploy.train.loop import class_weights
+from segdeploy.train.schedule import poly_factor
+
+
+def test_schedule_warms_up_linearly_then_follows_the_poly_formula() -> None:
+    factors = [poly_factor(step, 100, 10, 0.9) for step in range(100)]
+    np.testing.assert_allclose(factors[:10], (np.arange(10) + 1) / 11)
+    np.testing.assert_allclose(factors[10:], (1 - np.arange(90) / 90) ** 0.9)
+    assert all(f > 0 for f in factors)
+
+
+def test_a_warm_up_longer_than_the_run_still_reaches_the_peak() -> None:
+    assert max(poly_factor(step, 10, 500, 0.9) for step in range(10)) == 1.0
+
+
+def test_batches_cover_every_sample_once_and_differ_by_epoch() -> None:
+    first, second = epoch_batches(24, 4, 0, 0), epoch_batches(24, 4, 0, 1)
+    assert sorted(chain.from_iterable(first)) == list(range(24))
+    assert first != second
+    assert first == epoch_batches(24, 4, 0, 0)
+    shares = [chain.from_iterable(batch[rank::2] for batch in first) for rank in range(2)]
+    assert sorted(chain(*shares)) == list(range(24))
+
+
+def test_an_incomplete_last_batch_is_dropped_and_too_few_samples_are_refused() -> None:
+    assert [len(b) for b in epoch_batches(10, 4, 0, 0)] == [4, 4]
+    with pytest.raises(ConfigError, match="fewer than the batch size"):
+        epoch_batches(3, 4, 0, 0)
+
+
+def test_average_equals_a_slow_loop_over_weights_and_buffers() -> None:
+    torch.manual_seed(0)
+    module = nn.Sequential(nn.Conv2d(1, 2, 1), nn.BatchNorm2d(2))
+    average = Average(module, 0.9)
+    slow = {k: v.clone().double() for k, v in module.state_dict().items()}
+    for step in range(30):
+        for parameter in module.parameters():
+            parameter.data += torch.randn_like(parameter)
+        module[1].running_mean += 1
+        module[1].num_batches_tracked += 1
+        average.update(module)
+        decay = min(0.9, (1 + step) / (10 + step))
+        for key, value in module.state_dict().items():
+            slow[key] = decay * slow[key] + (1 - decay) * value.double()
+    slow["1.num_batches_tracked"] = module.state_dict()["1.num_batches_tracked"].double()
+    for key, value in average.state.items():
+        torch.testing.assert_close(value.double(), slow[key], rtol=1e-4, atol=1e-5)
+
+
+def test_class_weights_are_the_root_of_median_frequency_balancing() -> None:
+    data = open_dataset("synthetic:64x64:12", "train")
+    counts = np.zeros(5)
+    for index in range(len(data)):
+        for value in range(5):
+            counts[value] += (data[index].label == value).sum()
+    share = counts / counts.sum()
+    np.testing.assert_allclose(class_weights(data), np.sqrt(np.median(share) / share))
+
+
+def test_flags_override_the_file_and_the_file_overrides_defaults(tmp_path: Path) -> None:
+    recipe = tmp_path / "recipe.toml"
+    recipe.write_text('model = "unet"\ndata = "synthetic"\nepochs = 3\nlr = 0.5\n')
+    config = load_config(recipe, {"out": "run", "lr": 0.1, "seed": None})
+    assert (config.epochs, config.lr, config.seed) == (3, 0.1, 0)
+
+
+def test_a_resolved_recipe_reads_back_as_itself(tmp_path: Path) -> None:
+    config = TrainConfig(model="unet", data='folder:a"b\\c', out="run", crop=(64, 96), note="é\n")
+    recipe = tmp_path / "train.toml"
+    recipe.write_bytes(config_toml(config))
+    assert load_config(recipe, {}) == config
+
+
+@pytest.mark.parametrize(
+    ("line", "message"),
+    [
+        ("epoch = 3", "Did you mean epochs"),
+        ("epochs = 0", "at least 1"),
+        ('epochs = "many"', "epochs"),
+        ("lr = -1.0", "positive"),
+        ("scale = [2.0, 1.0]", "scale"),
+        ('amp = "int4"', "amp"),
+        ("batch_size = 3\nnproc = 2", "divisible"),
+        ("ema_decay = 1.0", "ema_decay"),
+        ("epochs = ", "not valid TOML"),
+    ],
+)
+def test_a_wrong_recipe_is_a_config_error_that_says_where(
+    tmp_path: Path, line: str, message: str
+) -> None:
+    recipe = tmp_path / "recipe.toml"
+    recipe.write_text(f'model = "unet"\ndata = "synthetic"\nout = "run"\n{line}\n')
+    with pytest.raises(ConfigError) as caught:
+        load_config(recipe, {})
+    assert message in str(caught.value)
