@@ -63,10 +63,10 @@ BLOCKS = {"camvid": camvid, "commands": commands}
 def render(text: str) -> str:
     for name, make in BLOCKS.items():
         pattern = rf"(<!-- begin {name} -->\n).*?(<!-- end {name} -->)"
-        block = make()
-        text, count = re.subn(
-            pattern, lambda m, b=block: f"{m[1]}{b}\n{m[2]}", text, flags=re.DOTALL
-        )
+        halves = re.split(pattern, text, flags=re.DOTALL)
+        count = len(halves) // 3
+        if count == 1:
+            text = "".join([halves[0], halves[1], make(), "\n", *halves[2:]])
         if count != 1:
             raise SystemExit(f"README.md has {count} blocks '{name}', expected one")
     return text

@@ -33,7 +33,7 @@ from segdeploy.core.target import Precision
 from segdeploy.export.calibration import CALIBRATION, CalibrationSet, Progress, describe
 from segdeploy.export.plan import Step
 
-RECIPE = 1  # Raise it when the same inputs give another graph: older artifacts are then rebuilt.
+RECIPE = 2  # Raise it when the same inputs give another graph: older artifacts are then rebuilt.
 
 
 @dataclass(frozen=True)

@@ -5,7 +5,8 @@ would break a chain of them (residual Add, MaxPool, Concat). Kept in float, each
 
 * the last classifier convolutions: their output is the decision, and they are small;
 * convolutions on pooled vectors (squeeze-excite, image pooling): no time to gain, and a gate that
-  is wrong by 1 % scales a whole channel;
+  is wrong by 1 % scales a whole channel. Their weights alone are int8: they are up to half of the
+  file (MobileNetV3), and rounding them per channel costs next to nothing;
 * HardSwish, HardSigmoid, Mul, Resize, ReduceMean: read float values, give float values.
 
 The output of a convolution is quantised before its activation only where the activation cannot be
@@ -87,7 +88,10 @@ class _Placer:
 
     def place(self) -> Placement:
         for node in self.graph.node:
-            if self._is_quantized_convolution(node):
+            if not self._is_quantizable(node):
+                continue
+            self.weights.append(Weight(node.input[1], _CONVOLUTIONS[node.op_type]))
+            if node.input[0] not in self.pooled:
                 self._place_convolution(node)
         for node in self.graph.node:
             if node.op_type == "Add":
@@ -99,16 +103,14 @@ class _Placer:
         frozen = {n: None if r is None else frozenset(r) for n, r in self.activations.items()}
         return Placement(frozen, tuple(dict.fromkeys(self.weights)), self.source)
 
-    def _is_quantized_convolution(self, node: onnx.NodeProto) -> bool:
+    def _is_quantizable(self, node: onnx.NodeProto) -> bool:
         if node.op_type not in _CONVOLUTIONS or node.input[1] not in self.stored:
             return False
-        return node.name not in self.last and node.input[0] not in self.pooled
+        if node.op_type == "ConvTranspose" and attribute(node, "group", 1) != 1:
+            return False  # Its channels lie on two axes; no model here has one.
+        return node.name not in self.last
 
     def _place_convolution(self, node: onnx.NodeProto) -> None:
-        groups = attribute(node, "group", 1)
-        if node.op_type == "ConvTranspose" and groups != 1:
-            return  # Its channels lie on two axes; no model here has one.
-        self.weights.append(Weight(node.input[1], _CONVOLUTIONS[node.op_type]))
         self._read_quantized(node.input[0], node.name)
         result = node.output[0]
         following = self.readers.get(result, [])

@@ -100,7 +100,7 @@ class _QdqInsertion:
         self, weight: Weight, readers: Mapping[str, list[onnx.NodeProto]]
     ) -> list[onnx.NodeProto]:
         values = to_array(self.stored[weight.name])
-        nodes = [n for n in readers[weight.name] if n.input[0] in self.scales]
+        nodes = [n for n in readers[weight.name] if n.input[1] == weight.name]
         scale = channel_scales(values, weight.axis, self._bias_floor(nodes, values, weight.axis))
         grid = np.expand_dims(scale, tuple(i for i in range(values.ndim) if i != weight.axis))
         whole = np.clip(np.rint(values / grid), -LEVELS, LEVELS).astype(np.int8)
@@ -125,7 +125,8 @@ class _QdqInsertion:
         """Return the least scale per channel at which every bias fits ONNX Runtime's int32 grid."""
         floor = np.zeros(values.shape[axis], np.float64)
         for node in nodes:
-            if len(node.input) > 2 and node.input[2] in self.stored:
+            is_fused = node.input[0] in self.scales
+            if is_fused and len(node.input) > 2 and node.input[2] in self.stored:
                 bias = np.abs(to_array(self.stored[node.input[2]])).astype(np.float64)
                 floor = np.maximum(floor, bias / (self.scales[node.input[0]] * _BIAS_LIMIT))
         return floor

@@ -6,7 +6,9 @@ such convolutions in float, while the same numbers as U8 with zero point 128 tak
 
 A Relu before QuantizeLinear would still keep its convolution in float there. It commutes exactly
 with symmetric rounding, so it moves behind it and becomes a Clip at the zero point of bytes.
-Weights stay S8. Applied when a session opens; the file on disk is not changed.
+Weights stay S8, except where the input of a convolution is float: ONNX Runtime would dequantise
+such a weight in every run, so it becomes a float constant. Applied when a session opens; the file
+on disk is not changed.
 """
 
 from __future__ import annotations
@@ -16,10 +18,12 @@ import onnx
 from onnx import TensorProto, helper, numpy_helper
 
 from segdeploy.graph.proto import (
+    attribute,
     consumers,
     copy_model,
     initializers,
     producers,
+    replace_initializers,
     replace_nodes,
     to_array,
 )
@@ -51,6 +55,7 @@ def use_u8_activations(model: onnx.ModelProto) -> onnx.ModelProto:
     graph.initializer.append(numpy_helper.from_array(np.asarray(ZERO_POINT, np.uint8), _ZERO_NAME))
     _drop_types(graph, rewritten)
     _move_relus(graph, rewritten)
+    _fold_weights(graph)
     return changed
 
 
@@ -94,3 +99,23 @@ def _move_relus(graph: onnx.GraphProto, quantized: set[str]) -> None:
         clip.name = f"{result}_relu"
         nodes.append(clip)
     replace_nodes(graph, [n for n in nodes if not (n.output and n.output[0] in gone)])
+
+
+def _fold_weights(graph: onnx.GraphProto) -> None:
+    """Store weights as float32 that only convolutions on float inputs read."""
+    made, readers, stored = producers(graph), consumers(graph), initializers(graph)
+    folded: list[onnx.TensorProto] = []
+    for node in graph.node:
+        if node.op_type != "DequantizeLinear" or node.input[0] not in stored:
+            continue
+        sources = [made.get(reader.input[0]) for reader in readers[node.output[0]]]
+        if any(s is not None and s.op_type == "DequantizeLinear" for s in sources):
+            continue
+        whole, scale = (to_array(stored[name]) for name in node.input[:2])
+        axis = attribute(node, "axis", 1)
+        sides = [-1 if i == axis else 1 for i in range(whole.ndim)]
+        values = whole.astype(np.float32) * (scale.reshape(sides) if scale.size > 1 else scale)
+        folded.append(numpy_helper.from_array(values, node.output[0]))
+    names = {tensor.name for tensor in folded}
+    replace_nodes(graph, [n for n in graph.node if not (n.output and n.output[0] in names)])
+    replace_initializers(graph, [*graph.initializer, *folded])

@@ -93,9 +93,8 @@ class Trainer:
         progress = self.progress
         todo = batches[progress.step :]
         loader = create_loader(view, todo, self.group.rank, self.group.world, self.config.workers)
-        rate = 0.0
         for images, labels in loader:
-            rate = self._set_rate()
+            self._set_rate()
             total, norm, stop = self._step(images, labels, should_stop())
             progress.loss_sum += total
             progress.norm_sum += norm
@@ -104,6 +103,7 @@ class Trainer:
             if stop:
                 raise Interrupted
         mean = progress.loss_sum / max(progress.norm_sum, 1.0)
+        rate = self._rate(progress.epoch * self.num_batches + self.num_batches - 1)
         progress.epoch, progress.step = progress.epoch + 1, 0
         progress.loss_sum = progress.norm_sum = 0.0
         return Epoch(mean, rate)
@@ -140,13 +140,14 @@ class Trainer:
             self.average.update(self.module)
         return value, float(agreed[0]), bool(agreed[1])
 
-    def _set_rate(self) -> float:
-        done = self.progress.epoch * self.num_batches + self.progress.step
+    def _rate(self, step: int) -> float:
         config = self.config
-        factor = poly_factor(done, self.num_steps, config.warmup_steps, config.poly_power)
+        return config.lr * poly_factor(step, self.num_steps, config.warmup_steps, config.poly_power)
+
+    def _set_rate(self) -> None:
+        rate = self._rate(self.progress.epoch * self.num_batches + self.progress.step)
         for group in self.optimizer.param_groups:
-            group["lr"] = config.lr * factor
-        return config.lr * factor
+            group["lr"] = rate
 
     def weights(self) -> dict[str, Tensor]:
         """Return the state dict to validate and keep: the average if there is one."""
@@ -195,12 +196,12 @@ def _set_mode(model: nn.Module, config: TrainConfig) -> None:
     """Training mode, with the recipe's exceptions."""
     model.train()
     for module in model.modules():
-        is_norm = isinstance(module, nn.modules.batchnorm._BatchNorm)  # noqa: SLF001
-        is_dropout = isinstance(module, nn.modules.dropout._DropoutNd)  # noqa: SLF001
-        if is_norm and config.norm_momentum is not None:
-            module.momentum = config.norm_momentum
-        if (config.freeze_batch_norm and is_norm) or (not config.dropout and is_dropout):
-            module.eval()
+        if isinstance(module, nn.modules.batchnorm._BatchNorm):  # noqa: SLF001  all dimensions
+            if config.norm_momentum is not None:
+                module.momentum = config.norm_momentum
+            module.train(not config.freeze_batch_norm)
+        elif isinstance(module, nn.modules.dropout._DropoutNd):  # noqa: SLF001  all dimensions
+            module.train(config.dropout)
 
 
 def plan_epoch(config: TrainConfig, num_samples: int, epoch: int) -> list[list[int]]:

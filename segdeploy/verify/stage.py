@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from segdeploy.core.contract import OutputKind
-from segdeploy.core.errors import ConfigError, SegDeployError
+from segdeploy.core.errors import ConfigError, DataError, SegDeployError
 from segdeploy.core.files import write_json
 from segdeploy.core.folder import (
     Artifact,
@@ -95,7 +95,7 @@ def compare_folders(
 ) -> ParityReport:
     """Return the report without locking or writing anything; else as `verify`."""
     check_comparable(folder, reference)
-    cases = plan_cases(folder, find_data(folder, data), num_images)
+    cases = _plan(folder, data, num_images)
     candidate, right = Runner(folder, device), Runner(reference, device)
     try:
         noise_floor = measure_noise_floor(right, cases)
@@ -132,6 +132,19 @@ def compare_folders(
         cases=[c.to_dict() for c in counts],
         hops=hops,
     )
+
+
+def _plan(folder: Artifact, data: str | None, num_images: int) -> list[Case]:
+    found = find_data(folder, data)
+    try:
+        return plan_cases(folder, found, num_images)
+    except DataError as error:
+        if data is not None or found is None:
+            raise
+        raise ConfigError(
+            f"{folder.path} was calibrated on {found}, which is not here: {error.message}",
+            hint="Add --data NAME:ROOT; its validation images are used.",
+        ) from error
 
 
 def find_data(folder: Artifact, data: str | None) -> str | None:

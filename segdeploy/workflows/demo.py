@@ -65,7 +65,7 @@ def demo(out: Path, *, say: Callable[[str], object] = lambda _: None) -> DemoRes
         for cost, score, each in zip(costs, scores, [None, *exports], strict=True)
     ]
     result = DemoResult(report(out), rows, time.perf_counter() - started)
-    failed = [row["target"] for row in rows if row["passed"] is False]
+    failed = [str(row["target"]) for row in rows if row["passed"] is False]
     if failed:
         raise ParityError(f"Verification failed for {', '.join(failed)}; see {result.report}.")
     return result

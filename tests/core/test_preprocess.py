@@ -40,11 +40,13 @@ def _spec(rule: str, size: tuple[int, int] | None, **others: Any) -> PreprocessS
     return PreprocessSpec(size_rule=SizeRule(rule), size=size, **others)
 
 
-def _torch_resize(image: NDArray[np.uint8], size: tuple[int, int], **how: Any) -> NDArray[Any]:
-    """Columns, then rows; a pass ends in 0..255, as in 8-bit pictures (bicubic overshoots)."""
+def _torch_resize(
+    image: NDArray[np.uint8], first: tuple[int, int], size: tuple[int, int], **how: Any
+) -> NDArray[Any]:
+    """In two passes, the first to size `first`; each ends in 0..255, as in 8-bit pictures."""
     batch = torch.from_numpy(image).permute(2, 0, 1)[None].float()
-    columns = F.interpolate(batch, size=(image.shape[0], size[1]), **how).clamp(0, 255)
-    resized = F.interpolate(columns, size=size, **how).clamp(0, 255)
+    half_done = F.interpolate(batch, size=first, **how).clamp(0, 255)
+    resized = F.interpolate(half_done, size=size, **how).clamp(0, 255)
     return resized[0].permute(1, 2, 0).numpy()
 
 
@@ -59,14 +61,18 @@ def test_resize_is_within_one_level_of_torch(
 ) -> None:
     image = _image(source)
     found = resize_image(image, target, PreprocessSpec(kernel=kernel, antialias=antialias))
-    expected = _torch_resize(
-        image, target, mode=kernel.value, antialias=antialias, align_corners=False
-    )
+    # Which pass comes first is Pillow's choice (versions differ); bicubic's overshoot shows it.
+    orders = [
+        _torch_resize(
+            image, first, target, mode=kernel.value, antialias=antialias, align_corners=False
+        )
+        for first in ((source[0], target[1]), (target[0], source[1]))
+    ]
     assert found.dtype == np.uint8
     assert found.shape == (*target, 3)
-    # Pillow rounds after each of the two passes: below one level, amplified by bicubic's lobes.
+    # Pillow rounds after each pass: one level, a little more under bicubic's negative lobes.
     limit = 1.01 if kernel is Kernel.BILINEAR else 1.35
-    assert np.abs(found - expected).max() <= limit
+    assert min(np.abs(found - expected).max() for expected in orders) <= limit
 
 
 @pytest.mark.parametrize("antialias", [True, False])

@@ -35,7 +35,7 @@ def test_batches_cover_every_sample_once_and_differ_by_epoch() -> None:
     assert sorted(chain.from_iterable(first)) == list(range(24))
     assert first != second
     assert first == epoch_batches(24, 4, 0, 0)
-    shares = [chain.from_iterable(batch[rank::2] for batch in first) for rank in range(2)]
+    shares = [list(chain.from_iterable(batch[rank::2] for batch in first)) for rank in (0, 1)]
     assert sorted(chain(*shares)) == list(range(24))
 
 
@@ -47,14 +47,17 @@ def test_an_incomplete_last_batch_is_dropped_and_too_few_samples_are_refused() -
 
 def test_average_equals_a_slow_loop_over_weights_and_buffers() -> None:
     torch.manual_seed(0)
-    module = nn.Sequential(nn.Conv2d(1, 2, 1), nn.BatchNorm2d(2))
+    norm = nn.BatchNorm2d(2)
+    module = nn.Sequential(nn.Conv2d(1, 2, 1), norm)
     average = Average(module, 0.9)
     slow = {k: v.clone().double() for k, v in module.state_dict().items()}
     for step in range(30):
         for parameter in module.parameters():
             parameter.data += torch.randn_like(parameter)
-        module[1].running_mean += 1
-        module[1].num_batches_tracked += 1
+        assert norm.running_mean is not None
+        assert norm.num_batches_tracked is not None
+        norm.running_mean += 1
+        norm.num_batches_tracked += 1
         average.update(module)
         decay = min(0.9, (1 + step) / (10 + step))
         for key, value in module.state_dict().items():

@@ -2,15 +2,17 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Callable
-from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
 from torch import nn
 
+from segdeploy.backends.torchscript import TorchScriptSession
 from segdeploy.core.contract import InputKind, IoContract, OutputKind
+from segdeploy.core.errors import ArtifactError
 from segdeploy.core.folder import load_artifact
 from segdeploy.core.results import ParityReport, read_result
 from segdeploy.verify import verify
@@ -161,16 +163,44 @@ def test_a_static_artifact_runs_at_its_own_size_only(run: Any) -> None:
     assert [c["shapes"] for c in report.cases] == [["1x40x56"]]
 
 
-def test_an_artifact_that_cannot_run_a_size_fails(run: Any) -> None:
-    artifact = run.export(size=(48, 64))
-    dynamic = run.export()
-    inputs = tuple(type(s)(s.name, s.dtype, (1, *s.shape[1:])) for s in artifact.manifest.inputs)
-    fixed = run.export(name="batch-1", inputs=inputs)
-    assert verify(fixed.path)  # A batch of 1 is taken as such.
-    claims = run.export(
-        size=None, name="claims", outputs=artifact.manifest.outputs[:0] + dynamic.manifest.outputs
-    )
-    assert verify(claims.path)
+def test_a_size_that_the_artifact_cannot_run_fails(
+    run: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    honest = TorchScriptSession.run
+
+    def refuse_odd(self: TorchScriptSession, batch: Any) -> Any:
+        if batch.shape[-1] % 2:
+            raise ArtifactError("odd width")
+        return honest(self, batch)
+
+    monkeypatch.setattr(TorchScriptSession, "run", refuse_odd)
+    report = verify(run.export().path)
+    assert "runs" in _rules(report)
+    odd = next(c for c in report.cases if c["name"] == "1x225x231")
+    assert odd["flip_rate"] == 1
+    assert "odd width" in odd["problems"][0]
+
+
+def test_a_fault_at_one_size_does_not_drown_in_the_others(
+    run: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    honest = TorchScriptSession.run
+
+    def shift_pairs(self: TorchScriptSession, batch: Any) -> Any:
+        found = honest(self, batch)
+        return found if len(batch) == 1 else {k: v[::-1] for k, v in found.items()}
+
+    monkeypatch.setattr(TorchScriptSession, "run", shift_pairs)
+    artifact = run.export(target="torchscript-int8")
+    assert "hard_flip_rate" in _rules(verify(artifact.path, data="synthetic:256x320", num_images=8))
+
+
+def test_a_fixed_batch_is_filled(run: Any) -> None:
+    spec = run.export().manifest.inputs[0]
+    artifact = run.export(inputs=(type(spec)(spec.name, spec.dtype, (3, *spec.shape[1:])),))
+    report = verify(artifact.path)
+    assert report, report.failures
+    assert {c["shapes"][0][0] for c in report.cases} == {"3"}
 
 
 def test_outputs_that_break_the_manifest_fail(run: Any) -> None:
@@ -201,10 +231,7 @@ def test_the_guilty_hop_shows(run: Any) -> None:
     assert hops["parent"]["flip_rate"] > 0.01
 
 
-def test_the_report_holds_no_value_that_json_lacks(run: Any, tmp_path: Path) -> None:
-    import json
-
+def test_the_report_holds_no_value_that_json_lacks(run: Any) -> None:
     report = verify(run.export(make_nan).path)
     assert "finite" in _rules(report)
     json.dumps(report.to_dict(), allow_nan=False)
-    assert tmp_path.exists()
