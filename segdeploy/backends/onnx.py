@@ -25,7 +25,7 @@ from segdeploy.core.files import write_bytes
 from segdeploy.core.folder import ModelFolder
 from segdeploy.core.session import Array, BuildRequest, Session
 from segdeploy.core.target import Precision
-from segdeploy.frameworks.onnxruntime import require_onnxruntime, session_options
+from segdeploy.frameworks.onnxruntime import find_onnxruntime, require_onnxruntime, session_options
 
 _X86 = {"x86_64", "amd64", "i386", "i686"}
 _PROVIDERS = {"cpu": "CPUExecutionProvider", "cuda": "CUDAExecutionProvider"}
@@ -85,7 +85,7 @@ class OnnxBackend:
 
     def require(self) -> None:
         """Raise BackendUnavailableError if onnxruntime is missing."""
-        require_onnxruntime()
+        find_onnxruntime()
 
     def build(self, request: BuildRequest) -> None:
         """Write the plain fp32 graph of the checkpoint, or the finished `request.graph`.

@@ -16,7 +16,7 @@ from segdeploy.core.errors import ArtifactError, BuildError
 from segdeploy.core.folder import ModelFolder
 from segdeploy.core.session import Array, BuildRequest, Session
 from segdeploy.core.target import Precision
-from segdeploy.frameworks.torch import require_torch
+from segdeploy.frameworks.torch import find_torch
 from segdeploy.frameworks.torchscript import load_script, save_script, trace_module
 
 if TYPE_CHECKING:
@@ -89,7 +89,7 @@ class TorchScriptBackend:
 
     def require(self) -> None:
         """Raise BackendUnavailableError if torch is missing."""
-        require_torch()
+        find_torch()
 
     def build(self, request: BuildRequest) -> None:
         """Trace the checkpoint's module with its contract.

@@ -12,9 +12,8 @@ import os
 import sys
 import traceback
 from collections.abc import Callable
-from typing import Annotated, Any
+from typing import Annotated, Any, cast
 
-import click
 import typer
 
 from segdeploy.core.errors import SegDeployError
@@ -27,6 +26,13 @@ _ENVIRONMENT_ERRNOS = {
     errno.EACCES, errno.EPERM, errno.ENOSPC, errno.EROFS, errno.EDQUOT, errno.EIO,
     errno.ENOTDIR, errno.ENAMETOOLONG, errno.EMFILE,
 }  # fmt: skip
+
+
+# Typer carries its own copy of click in some releases: take the class from typer itself.
+UsageProblem = cast(
+    type[typer.BadParameter],
+    next(c for c in typer.BadParameter.__mro__ if c.__name__ == "ClickException"),
+)
 
 app = typer.Typer(
     name="segdeploy",
@@ -71,10 +77,10 @@ def run_app() -> int:  # noqa: PLR0911  one exit code per kind of ending
     except SegDeployError as error:
         say(f"error: {error}")
         return error.exit_code
-    except (KeyboardInterrupt, click.exceptions.Abort):
+    except (KeyboardInterrupt, typer.Abort):
         say("interrupted")
         return EXIT_INTERRUPTED
-    except click.exceptions.ClickException as error:
+    except UsageProblem as error:
         error.show(sys.stderr)
         return 2
     except BrokenPipeError:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
@@ -50,9 +51,11 @@ def export(
 
     from segdeploy.cli.parsing import parse_size
     from segdeploy.core.contract import IoContract
+    from segdeploy.frameworks.progress import is_quiet
     from segdeploy.workflows.export_verified import export_and_verify
 
-    with Progress(console=Console(stderr=True), transient=True) as bar:
+    hidden = is_quiet() or not sys.stderr.isatty()
+    with Progress(console=Console(stderr=True), transient=True, disable=hidden) as bar:
         tasks: dict[str, TaskID] = {}
 
         def advance(what: str, done: int, total: int) -> None:

@@ -72,7 +72,7 @@ def _render(report: ParityReport) -> None:
     ):
         table.add_row(name, value)
     for name, hop in report.hops.items():
-        found = hop.get("error") or f"flips {hop['flip_rate']:.2e}"
+        found = escape(hop.get("error") or f"flips {hop['flip_rate']:.2e}")
         table.add_row(name.replace("_", " "), f"{found} ({hop.get('target', report.parent)})")
     console.print(table)
     for failure in report.failures:

@@ -33,8 +33,8 @@ def read_image(path: Path, *, exif: str = "apply") -> NDArray[np.uint8]:
     Raises:
         DataError: If the file is missing, empty, truncated, no image, or deeper than 8 bits.
     """
-    with _pillow_errors(path):
-        return _as_rgb(_open(path), path, exif)
+    with _opened(path) as picture:
+        return _as_rgb(picture, path, exif)
 
 
 def _as_rgb(picture: Image.Image, path: Path, exif: str) -> NDArray[np.uint8]:
@@ -75,8 +75,8 @@ def read_label(path: Path) -> NDArray[np.unsignedinteger[Any]]:
     Raises:
         DataError: If the file is missing, damaged, lossy (JPEG), or a colour picture.
     """
-    with _pillow_errors(path):
-        return _as_ids(_open(path), path)
+    with _opened(path) as picture:
+        return _as_ids(picture, path)
 
 
 def _as_ids(picture: Image.Image, path: Path) -> NDArray[np.unsignedinteger[Any]]:
@@ -101,26 +101,21 @@ def _as_ids(picture: Image.Image, path: Path) -> NDArray[np.unsignedinteger[Any]
     return label.astype(np.uint16)
 
 
-def _open(path: Path) -> Image.Image:
-    if path.stat().st_size == 0:
-        raise DataError(f"{path} is empty (0 bytes).", hint="Restore or remove the file.")
-    picture = Image.open(path)
-    try:
-        picture.load()
-    except BaseException:
-        picture.close()  # Pillow keeps the file of a truncated picture open.
-        raise
-    return picture
-
-
 @contextmanager
-def _pillow_errors(path: Path) -> Iterator[None]:
-    """The edge to Pillow, whose readers raise nearly anything on damaged files."""
+def _opened(path: Path) -> Iterator[Image.Image]:
+    """The edge to Pillow, whose readers raise nearly anything on damaged files.
+
+    Yields the loaded picture (of an animation its first frame) and closes the file, which Pillow
+    would keep open for further frames, and of a truncated picture.
+    """
     try:
+        _check_not_empty(path)
         with warnings.catch_warnings():
             warnings.simplefilter("ignore", UserWarning)  # Odd metadata does not matter here.
             warnings.simplefilter("error", Image.DecompressionBombWarning)
-            yield
+            with Image.open(path) as picture:
+                picture.load()
+                yield picture
     except DataError:
         raise
     except FileNotFoundError as error:
@@ -134,6 +129,11 @@ def _pillow_errors(path: Path) -> Iterator[None]:
             f"{path} cannot be read: {error or type(error).__name__}.",
             hint="The file is damaged or of an unusual kind; restore, convert or remove it.",
         ) from error
+
+
+def _check_not_empty(path: Path) -> None:
+    if path.stat().st_size == 0:
+        raise DataError(f"{path} is empty (0 bytes).", hint="Restore or remove the file.")
 
 
 def list_images(folder: Path) -> list[Path]:

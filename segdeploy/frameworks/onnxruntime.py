@@ -13,17 +13,26 @@ _SILENT = 4  # Severity "fatal": the runtime's own messages reach us as exceptio
 _THREAD_VARIABLES = ("SEGDEPLOY_NUM_THREADS", "OMP_NUM_THREADS")
 
 
-def require_onnxruntime() -> ModuleType:
-    """Import and return onnxruntime.
+def find_onnxruntime() -> None:
+    """Check, without importing anything, that onnxruntime is installed.
 
     Raises:
-        BackendUnavailableError: If it is not installed or cannot be loaded.
+        BackendUnavailableError: If it is not.
     """
     if importlib.util.find_spec("onnxruntime") is None:
         raise BackendUnavailableError(
             "This needs onnxruntime, which is not installed.",
             hint="Install it: pip install 'segdeploy[cpu]' (or 'segdeploy[gpu]')",
         )
+
+
+def require_onnxruntime() -> ModuleType:
+    """Import and return onnxruntime.
+
+    Raises:
+        BackendUnavailableError: If it is not installed or cannot be loaded.
+    """
+    find_onnxruntime()
     try:
         import onnxruntime
     except ImportError as error:

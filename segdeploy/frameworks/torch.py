@@ -8,8 +8,8 @@ from types import ModuleType
 from segdeploy.core.errors import BackendUnavailableError
 
 
-def require_torch(*others: str) -> ModuleType:
-    """Import and return torch.
+def find_torch(*others: str) -> None:
+    """Check, without importing anything, that torch is installed.
 
     Args:
         others: Further packages of the `torch` extra that must be present.
@@ -23,6 +23,11 @@ def require_torch(*others: str) -> ModuleType:
                 f"This needs {name}, which is not installed.",
                 hint="Install it: pip install 'segdeploy[torch]'",
             )
+
+
+def require_torch(*others: str) -> ModuleType:
+    """Import and return torch; else as `find_torch`."""
+    find_torch(*others)
     import torch
 
     return torch

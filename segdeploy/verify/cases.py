@@ -33,6 +33,7 @@ ODD_SIZES = ((2, 97, 130), (1, 225, 231))
 
 DEFAULT_SIZE = (256, 320)
 _LARGEST_AREA = 2**21  # Larger images are shrunk: their logits would not fit small machines.
+_SMALLEST_SIDE = 32  # Smaller ones are enlarged: no model of the zoo promises to take them.
 
 
 @dataclass(frozen=True)
@@ -90,7 +91,7 @@ class _Images:
     """A few images of a data set, evenly spread over it."""
 
     def __init__(self, data: str | None, size: tuple[int, int], count: int) -> None:
-        height, width = (max(32, side) for side in size)  # The synthetic scenes need 32.
+        height, width = (max(_SMALLEST_SIDE, side) for side in size)
         self._dataset = open_dataset(data or f"synthetic:{height}x{width}", "val")
         self.source = self._dataset.name
         count = min(count, len(self._dataset))
@@ -108,7 +109,7 @@ def _own_size(
 ) -> Callable[[], Iterator[Batch]]:
     def batches() -> Iterator[Batch]:
         for position in range(len(images)):
-            fitted = _shrink(fit_image(images[position], spec), spec)
+            fitted = _bounded(fit_image(images[position], spec), spec)
             if static is not None:
                 fitted = resize_image(fitted, static, spec)
             yield np.repeat(fitted[None], batch, axis=0)
@@ -116,12 +117,12 @@ def _own_size(
     return batches
 
 
-def _shrink(image: Batch, spec: PreprocessSpec) -> Batch:
+def _bounded(image: Batch, spec: PreprocessSpec) -> Batch:
+    """Return the image, resized if its size is outside what every machine and model takes."""
     height, width = image.shape[:2]
-    ratio = (_LARGEST_AREA / (height * width)) ** 0.5
-    if ratio >= 1:
-        return image
-    return resize_image(image, (max(1, int(height * ratio)), max(1, int(width * ratio))), spec)
+    ratio = min(1.0, (_LARGEST_AREA / (height * width)) ** 0.5)
+    size = max(_SMALLEST_SIDE, int(height * ratio)), max(_SMALLEST_SIDE, int(width * ratio))
+    return resize_image(image, size, spec)
 
 
 def _resized(images: _Images, count: int, size: tuple[int, int], spec: PreprocessSpec) -> Case:

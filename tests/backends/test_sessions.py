@@ -45,7 +45,7 @@ def _artifact(folder: Path, target: str, payload: bytes, name: str) -> Artifact:
 
 
 def _identity(input_name: str = "tensor") -> bytes:
-    sides = ["N", 3, "H", "W"]
+    sides: list[str | int | None] = ["N", 3, "H", "W"]
     value = helper.make_tensor_value_info
     graph = helper.make_graph(
         [helper.make_node("Identity", [input_name], ["logits"])],
@@ -105,8 +105,8 @@ def test_a_module_in_training_mode_is_run_in_evaluation_mode() -> None:
 @needs_no_gpu
 @pytest.mark.parametrize("device", ["cuda", "cuda:1", "tpu"])
 def test_a_missing_device_is_named(device: str, tmp_path: Path) -> None:
+    inputs, outputs = contract_tensors(IoContract(), Task.MULTICLASS, 3, None)
     with pytest.raises(BackendUnavailableError, match=device) as caught:
-        inputs, outputs = contract_tensors(IoContract(), Task.MULTICLASS, 3, None)
         ModuleSession(nn.Identity(), inputs, outputs, device)
     assert caught.value.exit_code == 4
     with pytest.raises(BackendUnavailableError):

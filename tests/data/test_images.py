@@ -48,6 +48,7 @@ def _png(width: int, height: int, depth: int, colour: int, rows: bytes) -> bytes
     )
 
 
+@pytest.mark.filterwarnings("ignore:Palette images with Transparency")  # Pillow's advice to us.
 @pytest.mark.parametrize("name", sorted(MODES))
 def test_every_mode_of_the_shared_pictures_equals_pillows_rgb(shared_data: Path, name: str) -> None:
     path = shared_data / "image_modes" / name
@@ -143,9 +144,7 @@ def test_a_picture_of_one_pixel_is_a_picture(tmp_path: Path, mode: str) -> None:
 def _deep_file(folder: Path, kind: str) -> Path:
     path = folder / f"deep.{'tif' if 'tif' in kind else 'png'}"
     grey = np.arange(12, dtype=np.uint16).reshape(3, 4) * 5000
-    if kind == "grey png":
-        Image.fromarray(grey).save(path)
-    elif kind == "grey tif":
+    if kind in {"grey png", "grey tif"}:
         Image.fromarray(grey).save(path)
     elif kind == "float tif":
         Image.fromarray(grey.astype(np.float32)).save(path)
@@ -259,16 +258,10 @@ def test_random_damage_never_ends_in_another_exception(tmp_path: Path, suffix: s
 
 
 def test_a_decompression_bomb_is_refused(tmp_path: Path) -> None:
-    (tmp_path / "a.png").write_bytes(_png(60_000, 60_000, 1, 0, b""[:0] + bytes(60_000)))
+    (tmp_path / "a.png").write_bytes(_png(60_000, 60_000, 1, 0, bytes(60_000)))
     with pytest.raises(DataError, match="too large") as caught:
         read_image(tmp_path / "a.png")
     assert "tiles" in caught.value.hint
-
-
-def test_a_mode_that_pillow_cannot_convert_is_a_data_error(tmp_path: Path) -> None:
-    Image.new("LAB", (4, 3)).save(tmp_path / "a.tif")
-    with pytest.raises(DataError, match=r"a\.tif"):
-        read_image(tmp_path / "a.tif")
 
 
 def test_labels_are_read_by_index_never_by_colour(tmp_path: Path) -> None:

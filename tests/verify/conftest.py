@@ -76,7 +76,7 @@ def _train(data: str, num_channels: int) -> Tiny:
         else:
             loss = nn.functional.cross_entropy(logits, label, ignore_index=255)
         optimizer.zero_grad()
-        loss.backward()
+        loss.backward()  # type: ignore[no-untyped-call]
         optimizer.step()
     return model.eval()
 

@@ -9,6 +9,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from PIL import Image
 
 from segdeploy.core.contract import IoContract, OutputKind
 from segdeploy.core.errors import (
@@ -33,7 +34,8 @@ from segdeploy.zoo import load_module, main_logits, save_checkpoint
 
 def test_without_its_reference_the_error_names_against(run: Any) -> None:
     artifact = run.export()
-    shutil.rmtree(run.checkpoint.path)
+    for name in ("checkpoint", "faulty"):  # Equal weights: either would do.
+        shutil.rmtree(artifact.path.parent / name)
     with pytest.raises(ArtifactError, match="--against"):
         verify(artifact.path)
 
@@ -134,7 +136,7 @@ def test_the_noise_floor_is_the_distance_to_fp64(run: Any) -> None:
     cases = plan_cases(artifact, None, 1)
     floor = measure_noise_floor(Runner(run.checkpoint, "cpu"), cases)
     (batch,) = list(cases[0].batches())
-    mean, std = np.float32([0.485, 0.456, 0.406]), np.float32([0.229, 0.224, 0.225])
+    mean, std = np.array([[0.485, 0.456, 0.406], [0.229, 0.224, 0.225]], np.float32)
     scaled = (batch.astype(np.float32) * np.float32(1 / 255) - mean) / std
     tensor = torch.from_numpy(np.ascontiguousarray(scaled.transpose(0, 3, 1, 2)))
     module = load_module(run.checkpoint)
@@ -178,3 +180,18 @@ def test_cases_spread_over_the_data_and_differ(run: Any) -> None:
     assert batch.shape == (2, 97, 130, 3)
     assert not np.array_equal(batch[0], batch[1])
     assert [b.shape for b in odd.batches()] == [(1, 225, 231, 3)]
+
+
+def test_images_of_any_size_are_brought_into_bounds(run: Any, tmp_path: Path) -> None:
+    for folder in ("images", "labels"):
+        (tmp_path / "data" / folder / "val").mkdir(parents=True)
+    for name, size in (("small", (20, 50)), ("large", (3000, 2000))):
+        image = Image.new("RGB", size, (90, 120, 30))
+        image.save(tmp_path / "data" / "images" / "val" / f"{name}.png")
+        Image.new("L", size).save(tmp_path / "data" / "labels" / "val" / f"{name}.png")
+    (tmp_path / "data" / "classes.txt").write_text("a\nb\n")
+    own = plan_cases(run.export(), f"folder:{tmp_path / 'data'}", 8)[0]
+    large, small = (b.shape[1:3] for b in own.batches())
+    assert small == (50, 32)
+    assert 0.99 * 2**21 < large[0] * large[1] <= 2**21
+    assert large[1] / large[0] == pytest.approx(1.5, rel=0.01)
