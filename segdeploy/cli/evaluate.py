@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
@@ -31,8 +32,10 @@ def evaluate(
 
     from segdeploy.evaluate import evaluate as run_evaluate
     from segdeploy.evaluate import is_main
+    from segdeploy.frameworks.progress import is_quiet
 
-    with Progress(console=Console(stderr=True), transient=True, disable=not is_main()) as bar:
+    hidden = is_quiet() or not sys.stderr.isatty() or not is_main()
+    with Progress(console=Console(stderr=True), transient=True, disable=hidden) as bar:
         task = bar.add_task("evaluate", total=None)
         result = run_evaluate(
             path,

@@ -28,21 +28,17 @@ def verify(
     as_json: Annotated[bool, typer.Option("--json", help="One JSON document.")] = False,
 ) -> None:
     """Compare an artifact with its reference, in decisions."""
-    from rich.console import Console
-    from rich.progress import Progress, SpinnerColumn, TextColumn, TimeElapsedColumn
-
+    from segdeploy.frameworks.progress import progress_bar
     from segdeploy.verify import verify as run_verify
 
-    columns = SpinnerColumn(), TextColumn("verify {task.completed} batches"), TimeElapsedColumn()
-    with Progress(*columns, console=Console(stderr=True), transient=True) as bar:
-        task = bar.add_task("verify", total=None)
+    with progress_bar("verify", None) as advance:
         report = run_verify(
             artifact,
             against=against,
             data=data,
             num_images=images,
             device=device,
-            progress=lambda: bar.advance(task),
+            progress=advance,
         )
     emit(report.to_dict(), as_json, lambda: _render(report))
     if not report:

@@ -202,7 +202,7 @@ def find_linked(folder: ModelFolder, link: Link | None) -> Checkpoint | Artifact
 
 _NOTED_PACKAGES = (
     "segdeploy", "numpy", "pillow", "torch", "torchvision", "onnx", "onnxscript", "onnxruntime",
-    "onnxruntime-gpu", "onnxconverter-common", "safetensors",
+    "onnxruntime-gpu", "safetensors",
 )  # fmt: skip
 
 

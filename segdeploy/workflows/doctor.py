@@ -24,7 +24,7 @@ from segdeploy.measure import describe_environment, usable_cores
 # Packages by the extra that brings them; the base is there whenever this runs.
 _EXTRAS = {
     "torch": "torch", "torchvision": "torch", "onnx": "torch", "onnxscript": "torch",
-    "onnxconverter-common": "torch", "safetensors": "torch", "onnxruntime": "cpu",
+    "safetensors": "torch", "onnxruntime": "cpu",
 }  # fmt: skip
 _BASE = ("segdeploy", "numpy", "pillow", "msgspec", "rich", "typer")
 _LOW_DISK_MIB = 2048

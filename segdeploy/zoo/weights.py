@@ -70,8 +70,8 @@ def _load_pickle(path: Path) -> Any:
 def _reason(error: Exception) -> str:
     """The line that says what is wrong: torch puts two paragraphs about its own API before it."""
     lines = [line.strip() for line in str(error).splitlines() if line.strip()]
-    named = [line for line in lines if "Unsupported" in line or "WeightsUnpickler" in line]
-    return (named or lines or [type(error).__name__])[0]
+    named = [line for line in lines if "unsupported" in line.lower() or "Unpickler" in line]
+    return (named or lines or [type(error).__name__])[0].split(". Please")[0]
 
 
 def _state_dict(loaded: Any, path: Path) -> dict[str, Tensor]:

@@ -18,7 +18,7 @@ STILL = AugmentSpec(crop=(40, 50), scale=(1.0, 1.0), flip=0.0, jitter=0.0)
 def _ramp(height: int = 60, width: int = 80) -> Sample:
     """Each pixel shows where it is: red and label say the column, green the row."""
     rows, columns = np.mgrid[:height, :width].astype(np.uint8)
-    image = np.stack([columns * 2, rows * 2, np.full_like(rows, 200)], axis=-1)
+    image = np.stack([columns * 3, rows * 3, np.full_like(rows, 200)], axis=-1)
     return Sample("ramp", image, columns)
 
 
@@ -32,7 +32,7 @@ def _pair(transform: TrainTransform, sample: Sample, seed: int) -> tuple[torch.T
     return image, label
 
 
-@pytest.mark.parametrize("scale", [(1.0, 1.0), (0.5, 0.5), (2.0, 2.0), (0.5, 2.0), (1.37, 1.37)])
+@pytest.mark.parametrize("scale", [(1.0, 1.0), (0.6, 0.6), (2.0, 2.0), (0.5, 2.0), (1.37, 1.37)])
 def test_image_and_label_stay_aligned_under_scale_crop_and_flip(
     scale: tuple[float, float],
 ) -> None:
@@ -43,7 +43,7 @@ def test_image_and_label_stay_aligned_under_scale_crop_and_flip(
     for seed in range(12):
         image, label = _pair(transform, _ramp(), seed)
         inside = label != 255
-        error = image[0] / 2 - label  # Red says the column of the picture, the label its own.
+        error = image[0] / 3 - label  # Red says the column of the picture, the label its own.
         core = inside & (label > 1) & (label < 78)
         # Nearest sampling is off by half a pixel of the coarser grid at most, and not to one side.
         coarse = max(1.0, 1 / scale[0])
@@ -59,7 +59,7 @@ def test_without_scale_flip_and_jitter_a_crop_is_a_cutout() -> None:
     corners = set()
     for seed in range(8):
         image, label = _pair(transform, sample, seed)
-        left, top = int(label[0, 0]), int(image[1, 0, 0] / 2)
+        left, top = int(label[0, 0]), int(image[1, 0, 0] / 3)
         corners.add((top, left))
         cutout = sample.image[top : top + 40, left : left + 50].transpose(2, 0, 1)
         np.testing.assert_array_equal(image.numpy(), cutout)
@@ -92,7 +92,7 @@ def test_ignored_pixels_stay_ignored() -> None:
         image, label = _pair(transform, sample, seed)
         found = set(label.flatten().tolist())
         assert found <= {255, *range(40, 80)}
-        assert (image[0][label < 255] >= 2 * 39).all()
+        assert (image[0][label < 255] >= 3 * 39).all()
 
 
 @pytest.mark.parametrize("order", ["rgb", "bgr"])
