@@ -12,9 +12,15 @@ import tempfile
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+from PIL import Image
+
+from segdeploy.backends import open_session
 from segdeploy.bench import bench
 from segdeploy.core.files import write_json
 from segdeploy.core.folder import load_folder
+from segdeploy.core.preprocess import normalize_image
+from segdeploy.data import open_dataset
 from segdeploy.evaluate import evaluate
 from segdeploy.workflows import export_and_verify
 
@@ -22,6 +28,7 @@ HERE = Path(__file__).parent
 CHECKPOINT = HERE / "checkpoints" / "lraspp_mobilenet_v3_large-camvid"
 TARGETS = ("torchscript-fp32", "onnx-fp32", "onnx-fp16", "onnx-int8")
 SIZE = (360, 480)
+SIZES = ((1, 360, 480), (2, 520, 520), (1, 225, 231), (3, 97, 513))
 
 
 def measure(checkpoint: Path, data: str, run: Path) -> dict[str, Any]:
@@ -51,8 +58,31 @@ def measure(checkpoint: Path, data: str, run: Path) -> dict[str, Any]:
                 "peak_memory_mib": cost.peak_memory_mib,
             }
         )
+    sizes = compare_sizes(folders, data)
     environment = {k: v for k, v in costs[0].environment.items() if k != "warnings"}
-    return {"data": "camvid/val", "size": SIZE, "rows": rows, "environment": environment}
+    return {"data": "camvid/val", "size": SIZE, "rows": rows, "sizes": sizes,
+            "environment": environment}  # fmt: skip
+
+
+def compare_sizes(folders: list[Path], data: str) -> list[dict[str, Any]]:
+    """Share of flipped pixels against the checkpoint, for each artifact at each input size."""
+    images = open_dataset(data, "val")
+    rows = []
+    sessions = [open_session(load_folder(folder)) for folder in folders]
+    spec = load_folder(folders[0]).manifest.preprocess
+    for batch_size, height, width in SIZES:
+        pictures = [
+            np.asarray(Image.fromarray(images[i].image).resize((width, height)))
+            for i in range(batch_size)
+        ]
+        batch = np.stack([normalize_image(picture, spec) for picture in pictures])
+        reference, *others = [s.run(batch)["logits"].argmax(1) for s in sessions]
+        flips = {
+            folder.name: float((found != reference).mean())
+            for folder, found in zip(folders[1:], others, strict=True)
+        }
+        rows.append({"shape": [batch_size, height, width], "flip_rate": flips})
+    return rows
 
 
 if __name__ == "__main__":

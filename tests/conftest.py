@@ -35,17 +35,16 @@ def synthetic_val() -> Dataset:
 def tiny_checkpoint(tmp_path_factory: pytest.TempPathFactory) -> Checkpoint:
     """An untrained lraspp_mobilenet_v3_small of the five synthetic classes, seeded."""
     torch = pytest.importorskip("torch")
-    from segdeploy.zoo import create_model
     from segdeploy.zoo.checkpoint import save_checkpoint
+    from segdeploy.zoo.lraspp import LRASPP_MOBILENET_V3_SMALL
 
-    name = "lraspp_mobilenet_v3_small"
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(0)
-        module = create_model(name, len(CLASSES))
+        module = LRASPP_MOBILENET_V3_SMALL.build(len(CLASSES))
     return save_checkpoint(
         tmp_path_factory.mktemp("run") / "checkpoint",
         module,
-        model=name,
+        model=LRASPP_MOBILENET_V3_SMALL.name,
         task=Task.MULTICLASS,
         classes=CLASSES,
         preprocess=PreprocessSpec(),

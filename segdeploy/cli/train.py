@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -63,4 +64,5 @@ def train(
         "mean_iou": checkpoint.manifest.options.get("best_mean_iou"),
         "epochs": settings.epochs,
     }
-    emit(document, as_json, lambda: say(f"checkpoint: {checkpoint.path}"))
+    if os.environ.get("RANK", "0") == "0":  # Under torchrun one rank speaks for all.
+        emit(document, as_json, lambda: say(f"checkpoint: {checkpoint.path}"))

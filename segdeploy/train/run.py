@@ -7,6 +7,7 @@ run is interrupted; RUN/checkpoint whenever validation improves.
 from __future__ import annotations
 
 import contextlib
+import os
 import random
 import signal
 import time
@@ -50,14 +51,20 @@ from segdeploy.zoo.checkpoint import save_checkpoint
 from segdeploy.zoo.weights import load_initial_weights, read_weights
 
 
-def run_training(config: TrainConfig, *, resume: bool) -> Checkpoint:
-    """Do the work of `segdeploy.train.train` (see there), in one or several processes."""
+def run_training(config: TrainConfig, *, resume: bool, is_worker: bool = False) -> Checkpoint:
+    """Do the work of `segdeploy.train.train` (see there), in one or several processes.
+
+    Args:
+        config: The recipe.
+        resume: Continue RUN/last.
+        is_worker: A rank of our own launcher, which holds the lock of the run folder itself.
+    """
     run = Path(config.out)
-    if is_launched():
+    if is_worker or os.environ.get("RANK", "0") != "0":
         return _run_rank(config, resume=resume)
     _check_start(run, resume=resume)
     with run_lock(run):
-        if config.nproc > 1:
+        if config.nproc > 1 and not is_launched():
             launch_ranks(config, resume=resume)
             return load_checkpoint(run / "checkpoint")
         return _run_rank(config, resume=resume)
@@ -107,6 +114,11 @@ class _Run:
     def __init__(self, config: TrainConfig, group: Group, should_stop: Callable[[], bool]) -> None:
         self.config, self.group, self.should_stop = config, group, should_stop
         self.run = Path(config.out)
+        if config.batch_size % group.world:
+            raise ConfigError(
+                f"batch_size {config.batch_size} is over all processes and not divisible by "
+                f"{group.world} of them."
+            )
         _seed_everything(config, group)
         self.train_set = open_dataset(config.data, TRAIN)
         self.val_set = _open_validation(config, self.train_set)
@@ -129,6 +141,7 @@ class _Run:
                 log.truncate(trainer.progress.epoch)
         with display:
             self._epochs(trainer, log, display)
+        group.barrier()  # The main rank is still writing what all ranks return.
         return load_checkpoint(self.run / "checkpoint")
 
     def _create_module(self, display: TrainingDisplay) -> nn.Module:

@@ -19,7 +19,7 @@ def main() -> int:
     from segdeploy.train.run import run_training
 
     try:
-        run_training(config, resume=settings["resume"])
+        run_training(config, resume=settings["resume"], is_worker=True)
     except SegDeployError as error:
         sys.stderr.write(f"rank {os.environ['RANK']}: error: {error}\n")
         return error.exit_code

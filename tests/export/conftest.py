@@ -48,7 +48,7 @@ class Broken(Tiny):
         return super().forward(x)
 
 
-@pytest.fixture(autouse=True, scope="session")
+@pytest.fixture(autouse=True, scope="module")  # Not session: other rooms need the real zoo.
 def _tiny_in_zoo() -> Iterator[None]:
     module = ModuleType("tiny_zoo_of_export_tests")
     for name, kind in (("TINY", Tiny), ("BROKEN", Broken)):

@@ -219,6 +219,30 @@ def test_ctrl_c_leaves_a_resumable_run(tmp_path: Path) -> None:
 
 
 @pytest.mark.slow
+def test_torchrun_trains_as_our_own_launcher(tmp_path: Path) -> None:
+    line = (
+        "train", "--model", BASE.model, "--data", "synthetic:64x64:16", "--batch-size", "4",
+        "--epochs", "1", "--workers", "0", "--device", "cpu", "--lr", "0.001",
+    )  # fmt: skip
+    torchrun = [sys.executable, "-m", "torch.distributed.run", "--standalone",
+                "--nproc-per-node", "2", "-m", "segdeploy"]  # fmt: skip
+    done = subprocess.run(
+        [*torchrun, *line, "--out", str(tmp_path / "torchrun"), "--json"],
+        capture_output=True, text=True, check=False,
+    )  # fmt: skip
+    assert done.returncode == 0, done.stderr
+    document = json.loads(done.stdout)
+    ours = subprocess.run(
+        [sys.executable, "-m", "segdeploy", *line, "--out", str(tmp_path / "own"), "--nproc", "2"],
+        capture_output=True, text=True, check=False,
+    )  # fmt: skip
+    assert ours.returncode == 0, ours.stderr
+    assert load_checkpoint(Path(document["path"])).manifest.digest == (
+        load_checkpoint(tmp_path / "own" / "checkpoint").manifest.digest
+    )
+
+
+@pytest.mark.slow
 def test_a_killed_rank_ends_the_others_with_a_clear_error_and_the_run_goes_on(
     tmp_path: Path,
 ) -> None:
