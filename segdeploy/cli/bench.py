@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from segdeploy.cli.app import app, emit, say
+from segdeploy.cli.app import JSON, app, emit, say
 from segdeploy.cli.parsing import parse_size
 
 if TYPE_CHECKING:
@@ -24,19 +24,16 @@ def bench(
     seconds: Annotated[float, typer.Option(help="Sampling time per artifact.")] = 3.0,
     warmup: Annotated[float, typer.Option(help="Warm-up time per artifact, seconds.")] = 1.0,
     save: Annotated[bool, typer.Option(help="Write bench.json into each folder.")] = True,
-    as_json: Annotated[bool, typer.Option("--json", help="One JSON document.")] = False,
+    as_json: JSON = False,
 ) -> None:
     """Measure artifacts side by side; a checkpoint runs as eager PyTorch."""
-    from rich.console import Console
-    from rich.progress import Progress
-
     from segdeploy.bench import BenchPlan, measure_interleaved
+    from segdeploy.frameworks.progress import progress_bars
 
     plan = BenchPlan(parse_size(size), batch_size, threads, device, seconds, warmup)
-    with Progress(console=Console(stderr=True), transient=True) as bar:
-        task = bar.add_task("bench", total=1.0)
+    with progress_bars() as advance:
         outcome = measure_interleaved(
-            artifacts, plan, save=save, progress=lambda done: bar.update(task, completed=done)
+            artifacts, plan, save=save, progress=lambda done: advance("bench", done, 1.0)
         )
     emit([result.to_dict() for result in outcome.results], as_json, lambda: _render(outcome))
     for error in outcome.failures[:-1]:

@@ -2,11 +2,9 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING
 
-import typer
-
-from segdeploy.cli.app import app, emit
+from segdeploy.cli.app import JSON, app, emit
 
 if TYPE_CHECKING:
     from rich.console import Console
@@ -16,7 +14,7 @@ if TYPE_CHECKING:
 
 @app.command()
 def doctor(
-    as_json: Annotated[bool, typer.Option("--json", help="One JSON document.")] = False,
+    as_json: JSON = False,
 ) -> None:
     """Say what this machine can build and run, and what to install for the rest."""
     from segdeploy.workflows.doctor import diagnose

@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-import sys
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from segdeploy.cli.app import app, emit
+from segdeploy.cli.app import JSON, app, emit
 
 if TYPE_CHECKING:
     from segdeploy.core.results import EvalResult
@@ -24,19 +23,14 @@ def evaluate(
     device: Annotated[str, typer.Option(help="cpu or cuda.")] = "cpu",
     limit: Annotated[int | None, typer.Option(help="Only the first so many images.")] = None,
     save: Annotated[bool, typer.Option(help="Write eval.json and pictures.")] = True,
-    as_json: Annotated[bool, typer.Option("--json", help="One JSON document.")] = False,
+    as_json: JSON = False,
 ) -> None:
     """Score a checkpoint or artifact against labels."""
-    from rich.console import Console
-    from rich.progress import Progress
-
     from segdeploy.evaluate import evaluate as run_evaluate
     from segdeploy.evaluate import is_main
-    from segdeploy.frameworks.progress import is_quiet
+    from segdeploy.frameworks.progress import progress_bars
 
-    hidden = is_quiet() or not sys.stderr.isatty() or not is_main()
-    with Progress(console=Console(stderr=True), transient=True, disable=hidden) as bar:
-        task = bar.add_task("evaluate", total=None)
+    with progress_bars() as advance:
         result = run_evaluate(
             path,
             data=data,
@@ -45,7 +39,7 @@ def evaluate(
             device=device,
             limit=limit,
             save=save,
-            progress=lambda done, total: bar.update(task, completed=done, total=total),
+            progress=lambda done, total: advance("evaluate", done, total),
         )
     if is_main():
         emit(result.to_dict(), as_json, lambda: _render(result))

@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-import sys
 from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from segdeploy.cli.app import app, emit, say
+from segdeploy.cli.app import JSON, app, emit, say
 from segdeploy.core.contract import InputKind, OutputKind
 
 if TYPE_CHECKING:
@@ -43,26 +42,15 @@ def export(
         str | None,
         typer.Option(help="NAME[:ROOT] whose val images verify; default: the calibration set."),
     ] = None,
-    as_json: Annotated[bool, typer.Option("--json", help="One JSON document.")] = False,
+    as_json: JSON = False,
 ) -> None:
     """Build deployable artifacts from a checkpoint, and verify each."""
-    from rich.console import Console
-    from rich.progress import Progress, TaskID
-
     from segdeploy.cli.parsing import parse_size
     from segdeploy.core.contract import IoContract
-    from segdeploy.frameworks.progress import is_quiet
+    from segdeploy.frameworks.progress import progress_bars
     from segdeploy.workflows.export_verified import export_and_verify
 
-    hidden = is_quiet() or not sys.stderr.isatty()
-    with Progress(console=Console(stderr=True), transient=True, disable=hidden) as bar:
-        tasks: dict[str, TaskID] = {}
-
-        def advance(what: str, done: int, total: int) -> None:
-            if what not in tasks:
-                tasks[what] = bar.add_task(what, total=total)
-            bar.update(tasks[what], completed=done, total=total)
-
+    with progress_bars() as advance:
         found = export_and_verify(
             checkpoint,
             target,

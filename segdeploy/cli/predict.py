@@ -7,7 +7,7 @@ from typing import Annotated
 
 import typer
 
-from segdeploy.cli.app import app, emit, say
+from segdeploy.cli.app import JSON, app, emit, say
 
 
 @app.command()
@@ -16,19 +16,16 @@ def predict(
     images: Annotated[list[str], typer.Argument(help="Files, folders, quoted patterns.")],
     out: Annotated[Path, typer.Option("--out", "-o", help="Folder for masks and overlays.")],
     device: Annotated[str, typer.Option(help="cpu or cuda.")] = "cpu",
-    as_json: Annotated[bool, typer.Option("--json", help="One JSON document.")] = False,
+    as_json: JSON = False,
 ) -> None:
     """Write NAME.png (class indices) and NAME_overlay.png for each image."""
-    from rich.console import Console
-    from rich.progress import Progress
-
+    from segdeploy.frameworks.progress import progress_bars
     from segdeploy.predict import predict_files
 
-    with Progress(console=Console(stderr=True), transient=True) as bar:
-        task = bar.add_task("predict", total=None)
+    with progress_bars() as advance:
         outcome = predict_files(
             artifact, images, out, device=device,
-            progress=lambda done, total: bar.update(task, completed=done, total=total),
+            progress=lambda done, total: advance("predict", done, total),
         )  # fmt: skip
 
     def render() -> None:

@@ -7,13 +7,13 @@ from typing import Annotated
 
 import typer
 
-from segdeploy.cli.app import app, emit
+from segdeploy.cli.app import JSON, app, emit
 
 
 @app.command()
 def report(
     run: Annotated[Path, typer.Argument(help="Run folder, with checkpoint and artifacts.")],
-    as_json: Annotated[bool, typer.Option("--json", help="One JSON document.")] = False,
+    as_json: JSON = False,
 ) -> None:
     """Write report.html and report.md into RUN."""
     from segdeploy.report import report as write_report

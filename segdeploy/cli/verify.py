@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+from itertools import count
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from segdeploy.cli.app import app, emit, say
+from segdeploy.cli.app import JSON, app, emit, say
 
 if TYPE_CHECKING:
     from segdeploy.core.results import ParityReport
@@ -25,20 +26,21 @@ def verify(
     ] = None,
     images: Annotated[int, typer.Option(help="Number of images at the model's own size.")] = 8,
     device: Annotated[str, typer.Option(help="cpu or cuda.")] = "cpu",
-    as_json: Annotated[bool, typer.Option("--json", help="One JSON document.")] = False,
+    as_json: JSON = False,
 ) -> None:
     """Compare an artifact with its reference, in decisions."""
-    from segdeploy.frameworks.progress import progress_bar
+    from segdeploy.frameworks.progress import progress_bars
     from segdeploy.verify import verify as run_verify
 
-    with progress_bar("verify", None) as advance:
+    num_batches = count(1)
+    with progress_bars() as advance:
         report = run_verify(
             artifact,
             against=against,
             data=data,
             num_images=images,
             device=device,
-            progress=advance,
+            progress=lambda: advance("verify", next(num_batches), None),
         )
     emit(report.to_dict(), as_json, lambda: _render(report))
     if not report:

@@ -1,4 +1,4 @@
-"""The door to rich's progress bar: one look for all stages, on stderr, silent under --quiet."""
+"""The door to rich's progress bars: one look for all stages, on stderr, silent under --quiet."""
 
 from __future__ import annotations
 
@@ -9,6 +9,9 @@ from contextlib import contextmanager
 
 QUIET = "SEGDEPLOY_QUIET"
 
+Advance = Callable[[str, float, float | None], None]
+"""Told what is being done, how much of it is done, and how much there is (None: unknown)."""
+
 
 def is_quiet() -> bool:
     """Return True if the user asked for no messages (`-q`)."""
@@ -16,15 +19,22 @@ def is_quiet() -> bool:
 
 
 @contextmanager
-def progress_bar(description: str, total: int | None) -> Iterator[Callable[[], None]]:
-    """Show a bar for the block; the yielded function advances it by one.
+def progress_bars() -> Iterator[Advance]:
+    """Show one bar for each kind of work that the yielded function is told of.
 
-    Nothing is shown where stderr is no terminal: a log file full of bars helps nobody.
+    Nothing is shown where stderr is no terminal (a log file full of bars helps nobody), under
+    --quiet, and on all ranks of a distributed run but the first.
     """
     from rich.console import Console
-    from rich.progress import Progress
+    from rich.progress import Progress, TaskID
 
-    hidden = is_quiet() or not sys.stderr.isatty()
-    with Progress(console=Console(stderr=True), disable=hidden, transient=True) as bar:
-        task = bar.add_task(description, total=total)
-        yield lambda: bar.advance(task)
+    is_hidden = is_quiet() or not sys.stderr.isatty() or os.environ.get("RANK", "0") != "0"
+    with Progress(console=Console(stderr=True), disable=is_hidden, transient=True) as bars:
+        tasks: dict[str, TaskID] = {}
+
+        def advance(what: str, done: float, total: float | None) -> None:
+            if what not in tasks:
+                tasks[what] = bars.add_task(what, total=total)
+            bars.update(tasks[what], completed=done, total=total)
+
+        yield advance
