@@ -50,7 +50,9 @@ VERBOSITY = {"-q": QUIET, "--quiet": QUIET, "-v": VERBOSE, "--verbose": VERBOSE}
 @app.callback(invoke_without_command=True)
 def options(
     version: Annotated[bool, typer.Option("--version", help="Show the version.")] = False,
-    _verbose: Annotated[bool, typer.Option("--verbose", "-v", help="Say more on stderr.")] = False,
+    _verbose: Annotated[
+        bool, typer.Option("--verbose", "-v", help="Show where an error arose.")
+    ] = False,
     _quiet: Annotated[bool, typer.Option("--quiet", "-q", help="Errors only on stderr.")] = False,
 ) -> None:
     """Options that every command understands, at any place of the line."""
@@ -75,6 +77,8 @@ def run_app() -> int:  # noqa: PLR0911  one exit code per kind of ending
     try:
         code = app(take_verbosity(sys.argv[1:]), standalone_mode=False)
     except SegDeployError as error:
+        if os.environ.get(VERBOSE):
+            traceback.print_exc()
         say(f"error: {error}")
         return error.exit_code
     except (KeyboardInterrupt, typer.Abort):

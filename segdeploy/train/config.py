@@ -9,6 +9,7 @@ from __future__ import annotations
 import dataclasses
 import difflib
 import json
+import math
 import tomllib
 from dataclasses import dataclass
 from pathlib import Path
@@ -68,6 +69,9 @@ class TrainConfig:
     note: str = ""
 
     def __post_init__(self) -> None:
+        _require(bool(self.out.strip()), "out must name a folder", repr(self.out))
+        for name, value in self._numbers():
+            _require(math.isfinite(value), f"{name} must be finite", value)
         for name in ("epochs", "batch_size", "nproc", "val_every"):
             _require(getattr(self, name) >= 1, f"{name} must be at least 1", getattr(self, name))
         for name in ("lr", "timeout_s", "poly_power"):
@@ -76,7 +80,17 @@ class TrainConfig:
             _require(getattr(self, name) >= 0, f"{name} must not be negative", getattr(self, name))
         low, high = self.scale
         _require(0 < low <= high, "scale must be (low, high) with 0 < low <= high", self.scale)
-        _require(self.crop is None or min(self.crop) >= 32, "crop sides must be >= 32", self.crop)
+        sides = self.crop or (_LEAST_SIDE, _LEAST_SIDE)
+        is_met = _LEAST_SIDE <= min(sides) and max(sides) <= _MOST_SIDE
+        _require(is_met, f"crop sides must be in {_LEAST_SIDE}..{_MOST_SIDE}", self.crop)
+        for name, most in (("flip", 1.0), ("jitter", 1.0), ("hue", 0.5), ("momentum", 1.0)):
+            value = getattr(self, name)
+            _require(0 <= value <= most, f"{name} must be in 0..{most:g}", value)
+        _require(high <= _MOST_SCALE, f"scale must end at {_MOST_SCALE:g}", self.scale)
+        _require(self.seed < 2**63, "seed must be below 2**63", self.seed)
+        _require(self.timeout_s <= _LONGEST_S, f"timeout_s ends at {_LONGEST_S:g}", self.timeout_s)
+        limit = self.val_limit
+        _require(limit is None or limit >= 1, "val_limit must be at least 1", limit)
         momentum = self.norm_momentum
         _require(momentum is None or 0 < momentum <= 1, "norm_momentum must be in (0, 1]", momentum)
         _require(0 <= self.ema_decay < 1, "ema_decay must be in [0, 1)", self.ema_decay)
@@ -85,6 +99,20 @@ class TrainConfig:
             "batch_size is over all processes and must be divisible by nproc",
             (self.batch_size, self.nproc),
         )
+
+
+    def _numbers(self) -> list[tuple[str, float]]:
+        """Every number of the recipe with its name, those in pairs one by one."""
+        found: list[tuple[str, float]] = []
+        for each in dataclasses.fields(self):
+            value = getattr(self, each.name)
+            values = value if isinstance(value, tuple) else (value,)
+            found += [(each.name, v) for v in values if isinstance(v, int | float)]
+        return found
+
+
+_LEAST_SIDE, _MOST_SIDE = 32, 16_384  # As of an export.
+_MOST_SCALE, _LONGEST_S = 16.0, 86_400.0
 
 
 def _require(is_met: bool, rule: str, found: Any) -> None:

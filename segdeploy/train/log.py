@@ -12,6 +12,7 @@ from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
 from segdeploy.core.files import write_bytes, write_errors
+from segdeploy.frameworks.progress import is_quiet
 
 
 class EpochLog:
@@ -48,7 +49,7 @@ class TrainingDisplay:
     """The progress bar of the main rank; other ranks show nothing."""
 
     def __init__(self, epochs: int, *, is_shown: bool) -> None:
-        self.is_shown = is_shown
+        self.is_shown = is_shown and not is_quiet()
         self.epochs = epochs
         self.console = Console(stderr=True)
         self._bar = Progress(
@@ -58,7 +59,7 @@ class TrainingDisplay:
             TextColumn("loss {task.fields[loss]:.4f}"),
             TimeRemainingColumn(),
             console=self.console,
-            disable=not is_shown or not sys.stderr.isatty(),
+            disable=not self.is_shown or not sys.stderr.isatty(),
             transient=True,
         )
         self._task = self._bar.add_task("train", loss=float("nan"))
