@@ -100,7 +100,6 @@ class TrainConfig:
             (self.batch_size, self.nproc),
         )
 
-
     def _numbers(self) -> list[tuple[str, float]]:
         """Every number of the recipe with its name, those in pairs one by one."""
         found: list[tuple[str, float]] = []
