@@ -7,7 +7,7 @@ from typing import Any
 from segdeploy.core.errors import BackendUnavailableError
 from segdeploy.core.folder import Checkpoint, ModelFolder
 from segdeploy.core.registry import Registry
-from segdeploy.core.session import Backend, Session
+from segdeploy.core.session import Backend, Session, check_device
 from segdeploy.core.target import ExportTarget
 
 BACKENDS: Registry[Backend] = Registry(
@@ -26,7 +26,9 @@ def open_session(folder: ModelFolder, device: str = "cpu") -> Session:
     Raises:
         BackendUnavailableError: If the runtime or the device is missing here.
         ArtifactError: If the payload cannot be opened.
+        ConfigError: If there is no such device at all.
     """
+    check_device(device)
     if isinstance(folder, Checkpoint):
         from segdeploy.backends.pytorch import PYTORCH
 

@@ -18,6 +18,7 @@ from segdeploy.data.synthetic import draw_scene
 
 DEFAULT_SIZE = (512, 512)
 _SMALLEST_SCENE = 32
+_MOST_PIXELS = 2**28  # 3 GiB of float32 RGB; 128 full-HD images.
 
 
 def make_batch(manifest: Manifest, size: tuple[int, int], batch_size: int, seed: int = 0) -> Array:
@@ -41,7 +42,8 @@ def choose_sizes(
     Order: what was asked, an artifact's static size, the size the model was designed for, 512x512.
 
     Raises:
-        ConfigError: If an artifact is static and takes neither the asked size nor the batch.
+        ConfigError: If an artifact is static and takes neither the asked size nor the batch, or the
+            batch is too large to be made.
     """
     static = [_static_size(folder, batch_size) for folder in folders]
     for folder, size in zip(folders, static, strict=True):
@@ -52,10 +54,17 @@ def choose_sizes(
             )
     known = {size for size in static if size}
     common = asked or (known.pop() if len(known) == 1 else None)
-    return [
+    sizes = [
         common or size or _design_size(folder.manifest)
         for folder, size in zip(folders, static, strict=True)
     ]
+    height, width = max(sizes, key=lambda size: size[0] * size[1])
+    if height * width * batch_size > _MOST_PIXELS:
+        raise ConfigError(
+            f"A batch of {batch_size} x {height}x{width} is more than {_MOST_PIXELS} pixels.",
+            hint="Give a smaller --size or --batch-size.",
+        )
+    return sizes
 
 
 def _static_size(folder: ModelFolder, batch_size: int) -> tuple[int, int] | None:

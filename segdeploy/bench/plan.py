@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from segdeploy.core.errors import ConfigError
+from segdeploy.core.session import check_device
 
 # Even, for whole ABBA pairs; with one call each, the fewest samples that have a 90th percentile.
 NUM_BLOCKS = 10
@@ -36,8 +37,7 @@ class BenchPlan:
             raise ConfigError(f"The batch size must be at least 1, found {self.batch_size}.")
         if self.threads is not None and not 1 <= self.threads <= 1024:
             raise ConfigError(f"The number of threads must be in 1..1024, found {self.threads}.")
-        if self.device.partition(":")[0] not in {"cpu", "cuda"}:
-            raise ConfigError(f"Unknown device '{self.device}'.", hint="Give cpu or cuda.")
+        check_device(self.device)
         for name, value in (("seconds", self.seconds), ("warm-up", self.warmup_s)):
             if not 0 <= value <= _LONGEST_S:
                 raise ConfigError(f"The {name} must be in 0..{_LONGEST_S:.0f} s, found {value}.")

@@ -2,12 +2,42 @@
 
 from __future__ import annotations
 
+import signal
 import sys
+from types import FrameType
+
+_EXIT_INTERRUPTED = 130
 
 
 def main() -> None:
     """Entry point of the `segdeploy` command."""
-    from segdeploy.cli import commands  # noqa: F401  registers every command
-    from segdeploy.cli.app import run_app
+    try:
+        signal.signal(signal.SIGTERM, _interrupt)
+        signal.signal(signal.SIGALRM, _interrupt)
+        sys.unraisablehook = _keep_interrupt
+        for stream in (sys.stdout, sys.stderr):
+            if stream is not None:  # Closed by the caller.
+                # Names of files may hold bytes that are no text: show them, do not fail.
+                stream.reconfigure(errors="backslashreplace")  # type: ignore[union-attr]
+        from segdeploy.cli import commands  # noqa: F401  registers every command
+        from segdeploy.cli.app import run_app
 
-    sys.exit(run_app())
+        code = run_app()
+        for number in (signal.SIGINT, signal.SIGTERM, signal.SIGALRM):
+            signal.signal(number, signal.SIG_IGN)  # The work is done: only leaving is left.
+    except KeyboardInterrupt:
+        code = _EXIT_INTERRUPTED
+    sys.exit(code)
+
+
+def _interrupt(_number: int, _frame: FrameType | None) -> None:
+    """End on SIGTERM as on Ctrl-C: temporary files are removed, children are ended."""
+    raise KeyboardInterrupt
+
+
+def _keep_interrupt(unraisable: sys.UnraisableHookArgs) -> None:
+    """Raise an interrupt again, a moment later, that Python dropped because a finaliser ran."""
+    if isinstance(unraisable.exc_value, KeyboardInterrupt):
+        signal.setitimer(signal.ITIMER_REAL, 0.01)
+    else:
+        sys.__unraisablehook__(unraisable)

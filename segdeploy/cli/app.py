@@ -12,6 +12,7 @@ import os
 import sys
 import traceback
 from collections.abc import Callable
+from contextlib import suppress
 from typing import Annotated, Any, cast
 
 import typer
@@ -24,7 +25,7 @@ VERBOSE = "SEGDEPLOY_VERBOSE"
 EXIT_INTERRUPTED = 130
 _ENVIRONMENT_ERRNOS = {
     errno.EACCES, errno.EPERM, errno.ENOSPC, errno.EROFS, errno.EDQUOT, errno.EIO,
-    errno.ENOTDIR, errno.ENAMETOOLONG, errno.EMFILE,
+    errno.ENOTDIR, errno.ENAMETOOLONG, errno.EMFILE, errno.EISDIR, errno.ELOOP, errno.ENOMEM,
 }  # fmt: skip
 
 
@@ -72,7 +73,7 @@ def take_verbosity(arguments: list[str]) -> list[str]:
     return [a for a in arguments[:end] if a not in VERBOSITY] + arguments[end:]
 
 
-def run_app() -> int:  # noqa: PLR0911  one exit code per kind of ending
+def run_app() -> int:
     """Run the command line and return its exit code."""
     try:
         code = app(take_verbosity(sys.argv[1:]), standalone_mode=False)
@@ -87,19 +88,31 @@ def run_app() -> int:  # noqa: PLR0911  one exit code per kind of ending
     except UsageProblem as error:
         error.show(sys.stderr)
         return 2
-    except BrokenPipeError:
-        sys.stderr.close()
-        return 0
-    except OSError as error:
-        if error.errno not in _ENVIRONMENT_ERRNOS:
-            return _bug()
-        say(f"error: {error}")
-        return 2
-    except Exception:  # noqa: BLE001  the last resort: whatever is not of our tree is a bug
-        return _bug()
+    except (BrokenPipeError, SystemExit):  # Whoever read our messages is gone; rich says it so.
+        return EXIT_INTERRUPTED
+    except Exception as error:  # noqa: BLE001  the last resort: whatever is not of our tree
+        return _end_foreign(error)
     if code == EXIT_INTERRUPTED:
         say("interrupted")
     return code if isinstance(code, int) else 0
+
+
+def _end_foreign(error: Exception) -> int:
+    """Return the exit code of an error outside our tree: the machine's limits, or a bug."""
+    if isinstance(error, OSError) and error.errno in _ENVIRONMENT_ERRNOS:
+        say(f"error: {error}")
+        return 2
+    if not _is_out_of_memory(error):
+        return _bug()
+    what = str(error).splitlines()[0] if str(error) else "no details"
+    say(f"error: Out of memory: {what}\nUse smaller sizes or batches, or fewer processes.")
+    return 2
+
+
+def _is_out_of_memory(error: BaseException) -> bool:
+    """Python and NumPy have a class for it; torch says it in words on the CPU."""
+    is_named = isinstance(error, MemoryError) or type(error).__name__ == "OutOfMemoryError"
+    return is_named or "DefaultCPUAllocator: can't allocate memory" in str(error)
 
 
 def _bug() -> int:
@@ -110,13 +123,27 @@ def _bug() -> int:
 
 def say(message: str) -> None:
     """Print one message for people, on stderr."""
-    if not is_quiet() or message.startswith("error:"):
+    is_wanted = not is_quiet() or message.startswith("error:")
+    if is_wanted and sys.stderr is not None:  # `print` to None would print to stdout.
         print(message, file=sys.stderr, flush=True)  # noqa: T201
 
 
 def emit(document: Any, as_json: bool, render: Callable[[], None]) -> None:
     """Print the result: the JSON document alone on stdout, or what `render` prints."""
-    if as_json:
-        print(json.dumps(document, indent=2, allow_nan=False))  # noqa: T201
-    else:
-        render()
+    try:
+        if as_json:
+            print(json.dumps(document, indent=2, allow_nan=False))  # noqa: T201
+        else:
+            render()
+        if sys.stdout is not None:
+            sys.stdout.flush()
+    except (BrokenPipeError, SystemExit):  # rich turns the one into the other.
+        _drop_stdout()  # `| head -1`: the work is done, and its exit code still counts.
+
+
+def _drop_stdout() -> None:
+    """Send what is left in the buffer nowhere, or the interpreter's own flush would fail."""
+    with suppress(OSError, ValueError):
+        handle = os.open(os.devnull, os.O_WRONLY)
+        os.dup2(handle, sys.stdout.fileno())
+        os.close(handle)

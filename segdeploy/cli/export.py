@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, Literal
 
 import typer
 
@@ -81,7 +81,8 @@ def _render(found: Sequence[VerifiedExport], *, planned: bool) -> None:
 
     table = Table(title="plan" if planned else None)
     for heading in ("target", "folder", "made from", "work", "MiB", "verified"):
-        table.add_column(heading, justify="right" if heading == "MiB" else "left")
+        justify: Literal["left", "right"] = "right" if heading == "MiB" else "left"
+        table.add_column(heading, justify=justify, overflow="fold")
     for each in found:
         outcome = each.outcome
         work = "build" if planned else f"{outcome.seconds:.1f} s"

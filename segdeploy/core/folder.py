@@ -130,20 +130,36 @@ def load_artifact(path: Path) -> Artifact:
 
 def _check_files(path: Path, manifest: Manifest) -> None:
     for name, promised in manifest.files.items():
-        file = path / name
-        if not file.is_file():
-            raise ArtifactError(
-                f"{path} lacks its file {name}.", hint="Copy the whole folder, or build it again."
-            )
-        try:
-            found = sha256_file(file)
-        except OSError as error:
-            raise ArtifactError(f"Cannot read {file}: {error.strerror}.") from error
-        if found != promised:
-            raise DigestMismatchError(
-                f"{file} is damaged: sha256 {found[:12]}..., the manifest says {promised[:12]}...",
-                hint="Build the folder again, or restore it from a backup.",
-            )
+        _check_file(path, name, promised)
+
+
+def check_companion(folder: ModelFolder, name: str) -> None:
+    """Check a file that was written with the folder; one that the manifest does not know passes.
+
+    Raises:
+        ArtifactError: If it is missing.
+        DigestMismatchError: If it is not the promised one.
+    """
+    promised = folder.manifest.companions.get(name)
+    if promised is not None:
+        _check_file(folder.path, name, promised)
+
+
+def _check_file(path: Path, name: str, promised: str) -> None:
+    file = path / name
+    if not file.is_file():
+        raise ArtifactError(
+            f"{path} lacks its file {name}.", hint="Copy the whole folder, or build it again."
+        )
+    try:
+        found = sha256_file(file)
+    except OSError as error:
+        raise ArtifactError(f"Cannot read {file}: {error.strerror}.") from error
+    if found != promised:
+        raise DigestMismatchError(
+            f"{file} is damaged: sha256 {found[:12]}..., the manifest says {promised[:12]}...",
+            hint="Build the folder again, or restore it from a backup.",
+        )
 
 
 def save_folder(
@@ -153,9 +169,9 @@ def save_folder(
 
     Args:
         path: Where it shall stand; an older folder there is replaced as a whole.
-        manifest: Its `files`, `built_with` and `built_on` are filled in here. Names already in
-            `files` are kept in their order (the payload first); others that `write` made with a
-            trailing `.json`/`.toml`/`.pt` name stay outside the identity.
+        manifest: Its `files`, `companions`, `built_with` and `built_on` are filled in here. Names
+            already in `files` are kept in their order (the payload first); others that `write` made
+            are companions, outside the identity.
         write: Writes the files of the manifest (and any companion) into the given folder.
 
     Raises:
@@ -172,6 +188,11 @@ def save_folder(
         write(temporary)
         complete = manifest.replace(
             files={name: sha256_file(temporary / name) for name in manifest.files},
+            companions={
+                file.name: sha256_file(file)
+                for file in sorted(temporary.iterdir())
+                if file.is_file() and file.name not in manifest.files
+            },
             built_with=installed_versions(),
             built_on=f"{datetime.now(UTC):%Y-%m-%dT%H:%M:%SZ} {platform.platform()}",
         )

@@ -42,8 +42,10 @@ class Manifest:
     `classes` are the K label names; a binary task has one (the foreground). `files` maps bare
     names to sha256. `parent` is what it was converted from, `reference` the checkpoint that
     defines right. `build_key` is the digest of everything a stage depended on; equal key, same
-    work. `passed` is the verdict of verify, None before. `trained` is False for weights that were
-    never trained, which parity judges by the noise floor only.
+    work. `companions` maps further files of the folder (recipe, training state, calibration) to
+    sha256: no part of the identity, checked by who reads them. `passed` is the verdict of verify,
+    None before. `trained` is False for weights that were never trained, which parity judges by the
+    noise floor only.
     """
 
     kind: Literal["checkpoint", "artifact"]
@@ -63,6 +65,7 @@ class Manifest:
     note: str = ""
     options: dict[str, Any] = field(default_factory=dict)
     build_key: str = ""
+    companions: dict[str, str] = field(default_factory=dict)
     built_with: dict[str, str] = field(default_factory=dict)
     built_on: str = ""
     passed: bool | None = None

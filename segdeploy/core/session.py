@@ -6,6 +6,7 @@ so that `build` never grows arguments.
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -14,10 +15,21 @@ from typing import Any, Literal, Protocol
 from numpy.typing import NDArray
 
 from segdeploy.core.contract import IoContract, TensorSpec
+from segdeploy.core.errors import ConfigError
 from segdeploy.core.folder import ModelFolder
 from segdeploy.core.target import Precision
 
 Array = NDArray[Any]
+
+
+def check_device(name: str) -> None:
+    """Check the spelling of a device: `cpu`, `cuda` or `cuda:N`; it may still be missing.
+
+    Raises:
+        ConfigError: If it is none of these.
+    """
+    if re.fullmatch(r"cpu|cuda(:\d{1,3})?", name, re.ASCII) is None:
+        raise ConfigError(f"Unknown device '{name}'.", hint="Use cpu, cuda or cuda:N.")
 
 
 @dataclass(frozen=True, kw_only=True)

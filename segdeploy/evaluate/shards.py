@@ -9,12 +9,9 @@ from __future__ import annotations
 
 import multiprocessing
 import os
-import signal
-import threading
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from concurrent.futures import FIRST_EXCEPTION, ProcessPoolExecutor, wait
 from concurrent.futures.process import BrokenProcessPool
-from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
@@ -26,6 +23,7 @@ from segdeploy.backends.predictor import Predictor, open_predictor
 from segdeploy.core.errors import SegDeployError, TrainError
 from segdeploy.data import open_dataset
 from segdeploy.data.sample import Dataset
+from segdeploy.frameworks.interrupts import ignoring_interrupts
 from segdeploy.metrics import ConfusionMatrix, accumulate, count_labels
 
 Progress = Callable[[int, int], object]
@@ -83,7 +81,7 @@ def count_spawned(
         initargs=(threads,),
     )
     try:
-        with _ignoring_interrupts():
+        with ignoring_interrupts():
             waiting = {pool.submit(_count_chunk, job, chunk) for chunk in chunks}
         while waiting:
             ready, waiting = wait(waiting, timeout=1.0, return_when=FIRST_EXCEPTION)
@@ -109,19 +107,6 @@ def _prepare_process(threads: int) -> None:
     chosen = os.environ.get("OMP_NUM_THREADS", "")
     share = min(threads, int(chosen)) if chosen.isdigit() and int(chosen) > 0 else threads
     os.environ["OMP_NUM_THREADS"] = str(share)  # torch reads it, and our ONNX Runtime door.
-
-
-@contextmanager
-def _ignoring_interrupts() -> Iterator[None]:
-    """Processes started in the block inherit it: Ctrl-C is for the parent, which ends them."""
-    if threading.current_thread() is not threading.main_thread():
-        yield
-        return
-    before = signal.signal(signal.SIGINT, signal.SIG_IGN)
-    try:
-        yield
-    finally:
-        signal.signal(signal.SIGINT, before)
 
 
 def _count_chunk(job: Job, indices: Sequence[int]) -> NDArray[np.int64]:

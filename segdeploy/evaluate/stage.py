@@ -10,8 +10,8 @@ import io
 import logging
 import os
 import re
-from collections.abc import Sequence
-from contextlib import nullcontext
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager, nullcontext, suppress
 from pathlib import Path
 
 import numpy as np
@@ -91,8 +91,9 @@ def evaluate(
         matrix = _count(job, predictor, dataset, indices, nproc=nproc, progress=progress)
         result = _result(folder, dataset, matrix, len(indices))
         if writes:
-            _write_pictures(folder.path / SAMPLES, predictor, dataset, indices)
-            write_json(folder.path / EVAL, result.to_dict())
+            pictures = _draw_pictures(predictor, dataset, indices)
+            with _replacing_pictures(folder.path / SAMPLES, pictures):
+                write_json(folder.path / EVAL, result.to_dict())
     return result
 
 
@@ -171,14 +172,35 @@ def _result(
     )
 
 
-def _write_pictures(
-    folder: Path, predictor: Predictor, dataset: Dataset, indices: Sequence[int]
-) -> None:
-    """Write image, label, prediction and difference of a few images, spread over the split."""
+@contextmanager
+def _replacing_pictures(folder: Path, pictures: Mapping[str, bytes]) -> Iterator[None]:
+    """Write the pictures; old ones go when the block has succeeded, new ones if it has not."""
+    is_new = not folder.exists()
+    before, written = set(folder.glob("eval_*.png")), list[Path]()
+    try:
+        with write_errors(folder):
+            folder.mkdir(exist_ok=True)
+        for name, content in pictures.items():
+            write_bytes(folder / name, content)
+            written.append(folder / name)
+        yield
+    except BaseException:
+        with suppress(OSError):
+            for path in set(written) - before:
+                path.unlink()
+            if is_new:
+                folder.rmdir()
+        raise
     with write_errors(folder):
-        folder.mkdir(exist_ok=True)
-        for old in folder.glob("eval_*.png"):
+        for old in before - set(written):
             old.unlink()
+
+
+def _draw_pictures(
+    predictor: Predictor, dataset: Dataset, indices: Sequence[int]
+) -> dict[str, bytes]:
+    """Return image, label, prediction and difference of a few images, spread over the split."""
+    pictures: dict[str, bytes] = {}
     names = label_names(dataset.task, tuple(dataset.classes))
     places = np.linspace(0, len(indices) - 1, min(_NUM_PICTURES, len(indices))).round()
     for number, place in enumerate(places.astype(int).tolist()):
@@ -187,7 +209,8 @@ def _write_pictures(
             sample.image, sample.label, predictor.predict(sample.image).labels, len(names), names
         )
         stem = re.sub(r"[^A-Za-z0-9_-]+", "_", Path(sample.name).stem)[:60]
-        write_bytes(folder / f"eval_{number:02d}_{stem}.png", _encode(drawn))
+        pictures[f"eval_{number:02d}_{stem}.png"] = _encode(drawn)
+    return pictures
 
 
 def _encode(picture: np.ndarray[tuple[int, ...], np.dtype[np.uint8]]) -> bytes:

@@ -22,6 +22,7 @@ from segdeploy.core.folder import (
     Artifact,
     Checkpoint,
     ModelFolder,
+    check_companion,
     installed_versions,
     load_folder,
     save_folder,
@@ -103,8 +104,13 @@ def reusable_artifact(step: Step, wanted: Manifest) -> Artifact | None:
         return None
     if not isinstance(found, Artifact) or found.manifest.build_key != wanted.build_key:
         return None
-    has_companion = (step.folder / CALIBRATION).is_file()
-    return found if has_companion or step.target.precision is not Precision.INT8 else None
+    if step.target.precision is not Precision.INT8:
+        return found
+    try:
+        check_companion(found, CALIBRATION)
+    except ArtifactError:
+        return None
+    return found if (step.folder / CALIBRATION).is_file() else None
 
 
 def build_artifact(

@@ -131,6 +131,11 @@ def _check_folders(steps: Sequence[Step], checkpoint: Checkpoint, out: Path) -> 
             f"The name {folders[-1].name} is that of the parent artifact.",
             hint="Use another --name.",
         )
+    if (out / MANIFEST).is_file():
+        raise ConfigError(
+            f"{out} is one checkpoint or artifact, not a run folder.",
+            hint=f"Give --out {out.resolve().parent}, or another folder.",
+        )
     existing = next((p for p in (out, *out.parents) if p.exists()), out)
     if not existing.is_dir() or not os.access(existing, os.W_OK | os.X_OK):
         raise ArtifactError(

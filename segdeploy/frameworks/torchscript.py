@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -35,10 +36,15 @@ def trace_module(module: nn.Module, sample: Tensor) -> Any:
 
 
 def save_script(script: Any, path: Path) -> None:
-    """Write a TorchScript module to a file."""
+    """Write a TorchScript module to a file.
+
+    Through memory: torch's own writer aborts the whole process when the disk is full.
+    """
     torch = require_torch()
+    buffer = io.BytesIO()
     with _no_warnings():
-        torch.jit.save(script, str(path))
+        torch.jit.save(script, buffer)
+    path.write_bytes(buffer.getbuffer())
 
 
 def load_script(path: Path, device: str) -> Any:

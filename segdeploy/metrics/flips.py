@@ -195,6 +195,12 @@ class FlipCount:
         signal = float(np.mean(square - mean**2))
         return [_decibel(signal, float(n)) for n in noise]
 
+    @property
+    def channel_noise(self) -> list[float]:
+        """Per channel, the root mean square of d centred over the classes, in logit units."""
+        sound = max(1, self.num_pixels - self.num_broken - self.num_broken_reference)
+        return [float(n) for n in np.sqrt(self._channels[2] / sound)]
+
 
 def _decibel(signal: float, noise: float) -> float | None:
     if signal <= 0 or noise <= 0:

@@ -8,7 +8,8 @@ not at all.
 from __future__ import annotations
 
 import io
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -92,9 +93,7 @@ def predict_files(
     check_targets(paths, [target for pair in targets for target in pair])
     files: list[PredictedFile] = []
     failures: list[SegDeployError] = []
-    with open_predictor(model, device) as predictor:
-        with write_errors(out):
-            out.mkdir(parents=True, exist_ok=True)
+    with open_predictor(model, device) as predictor, _made_folder(out):
         for index, (path, (mask, tinted)) in enumerate(zip(paths, targets, strict=True), start=1):
             try:
                 drawn = _draw(predictor, path)
@@ -106,6 +105,20 @@ def predict_files(
                 files.append(PredictedFile(str(path), str(mask), str(tinted), *drawn.summary))
             progress(index, len(paths))
     return PredictOutcome(files, failures)
+
+
+@contextmanager
+def _made_folder(out: Path) -> Iterator[None]:
+    """Make the folder for the block; one that was made for nothing is removed again."""
+    is_new = not out.exists()
+    with write_errors(out):
+        out.mkdir(parents=True, exist_ok=True)
+    try:
+        yield
+    finally:
+        if is_new:
+            with suppress(OSError):
+                out.rmdir()  # Only if it is empty: no picture could be read or written.
 
 
 @dataclass(frozen=True)

@@ -8,13 +8,16 @@ dropped: a batch of one breaks batch norm over pooled features.
 from __future__ import annotations
 
 import os
+import signal
+from collections.abc import Iterator
+from contextlib import contextmanager
 
 import numpy as np
 import torch
 from torch import Tensor
 from torch.utils.data import DataLoader
 
-from segdeploy.core.errors import ConfigError
+from segdeploy.core.errors import ConfigError, TrainError
 from segdeploy.data.transforms import TrainingView
 
 
@@ -42,7 +45,7 @@ def create_loader(
         view,
         batch_sampler=[batch[rank::world] for batch in batches],
         num_workers=min(workers, num_usable_cores()),
-        worker_init_fn=_single_thread if workers else None,
+        worker_init_fn=_prepare_worker if workers else None,
         pin_memory=torch.cuda.is_available(),
     )
 
@@ -53,5 +56,26 @@ def num_usable_cores() -> int:
     return len(affinity(0)) if affinity else os.cpu_count() or 1
 
 
-def _single_thread(_worker: int) -> None:
+def _prepare_worker(_worker: int) -> None:
     torch.set_num_threads(1)
+    for number in (signal.SIGINT, signal.SIGTERM):
+        signal.signal(number, signal.SIG_IGN)  # The main process stops after a step, and ends us.
+
+
+@contextmanager
+def loader_errors() -> Iterator[None]:
+    """Turn the death of a loader process into an error that says what to do.
+
+    Raises:
+        TrainError: If one was killed, most often for want of memory.
+    """
+    try:
+        yield
+    except RuntimeError as error:
+        if "DataLoader worker" not in str(error):
+            raise
+        raise TrainError(
+            f"A process that reads images has ended: {str(error).splitlines()[0]}",
+            hint="Memory may be short: use fewer --workers. If the run had finished an epoch, go "
+            "on with --resume.",
+        ) from error

@@ -18,6 +18,7 @@ from typing import Any, Literal
 import msgspec
 
 from segdeploy.core.errors import ConfigError
+from segdeploy.core.folder import check_companion, load_checkpoint
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -69,7 +70,6 @@ class TrainConfig:
     note: str = ""
 
     def __post_init__(self) -> None:
-        _require(bool(self.out.strip()), "out must name a folder", repr(self.out))
         for name, value in self._numbers():
             _require(math.isfinite(value), f"{name} must be finite", value)
         for name in ("epochs", "batch_size", "nproc", "val_every"):
@@ -81,7 +81,7 @@ class TrainConfig:
         low, high = self.scale
         _require(0 < low <= high, "scale must be (low, high) with 0 < low <= high", self.scale)
         sides = self.crop or (_LEAST_SIDE, _LEAST_SIDE)
-        is_met = _LEAST_SIDE <= min(sides) and max(sides) <= _MOST_SIDE
+        is_met = min(sides) >= _LEAST_SIDE and max(sides) <= _MOST_SIDE
         _require(is_met, f"crop sides must be in {_LEAST_SIDE}..{_MOST_SIDE}", self.crop)
         for name, most in (("flip", 1.0), ("jitter", 1.0), ("hue", 0.5), ("momentum", 1.0)):
             value = getattr(self, name)
@@ -159,16 +159,26 @@ def resumed_config(path: Path | None, overrides: dict[str, Any]) -> TrainConfig:
     recipe = Path(out) / "last" / RECIPE
     if not recipe.is_file():
         raise ConfigError(f"There is nothing to resume in {out}.", hint="Start without --resume.")
-    saved = load_config(recipe, {"out": out})
+    check_companion(load_checkpoint(recipe.parent), RECIPE)
     changed = load_config(recipe, given)
-    for name in given:
-        before, after = getattr(saved, name), getattr(changed, name)
-        if name not in _EXECUTION and before != after:
-            raise ConfigError(
-                f"The run in {out} was started with {name} = {before}, not {after}.",
-                hint="A resumed run keeps its recipe; start another run with --init instead.",
-            )
+    check_same_recipe(changed)
     return changed
+
+
+def check_same_recipe(config: TrainConfig) -> None:
+    """Check that `config` is the recipe of the run in its folder, but for how it is executed.
+
+    Raises:
+        ConfigError: If a setting differs: going on would make a run that no recipe describes.
+    """
+    saved = load_config(Path(config.out) / "last" / RECIPE, {"out": config.out})
+    for name in sorted(_FIELDS - _EXECUTION):
+        before, after = getattr(saved, name), getattr(config, name)
+        if before != after:
+            raise ConfigError(
+                f"The run in {config.out} was started with {name} = {before}, not {after}.",
+                hint="A resumed run keeps its recipe; start another run, in another folder.",
+            )
 
 
 # What may differ when a run goes on: how it is executed, not what it computes.

@@ -2,12 +2,15 @@
 
 Each rank is `python -m segdeploy.train.worker` with the environment that torchrun would set. The
 parent holds the lock of the run folder and watches: when one rank dies, the others get a moment to
-notice by themselves (their collective fails), then are ended.
+notice by themselves (their collective fails), then are ended. Ranks do not hear Ctrl-C: the parent
+asks them to stop, by STOP_SIGNAL, and they ask themselves when their stdin closes, for then the
+parent and its lock are gone.
 """
 
 from __future__ import annotations
 
 import os
+import signal
 import socket
 import subprocess
 import sys
@@ -16,10 +19,12 @@ import time
 import msgspec
 
 from segdeploy.core.errors import TrainError
+from segdeploy.frameworks.interrupts import ignoring_interrupts
 from segdeploy.train.config import TrainConfig
 
 _POLL_S = 0.1
 EXIT_INTERRUPTED = 130
+STOP_SIGNAL = signal.SIGUSR1
 
 
 def launch_ranks(config: TrainConfig, *, resume: bool) -> None:
@@ -29,17 +34,22 @@ def launch_ranks(config: TrainConfig, *, resume: bool) -> None:
         TrainError: If a rank fails; names it and its exit code.
         KeyboardInterrupt: If the ranks stopped because of Ctrl-C; RUN/last is complete.
     """
-    ranks = _start(config, resume=resume)
+    ranks: list[subprocess.Popen[bytes]] = []
     try:
+        _start(ranks, config, resume=resume)
         codes = _watch(ranks, grace_s=min(config.timeout_s, 30.0) + 10)
     except KeyboardInterrupt:
-        codes = _finish(ranks, config.timeout_s)  # Ctrl-C reached the ranks as well: let them save.
+        for rank in ranks:
+            rank.send_signal(STOP_SIGNAL)  # They save RUN/last.
+        codes = _finish(ranks, config.timeout_s)
         raise
     finally:
         for rank in ranks:
             if rank.poll() is None:
                 rank.kill()
                 rank.wait()
+            if rank.stdin is not None:
+                rank.stdin.close()
     if EXIT_INTERRUPTED in codes:
         raise KeyboardInterrupt
     failed = {i: code for i, code in enumerate(codes) if code != 0}
@@ -57,13 +67,12 @@ def _meaning(code: int) -> str:
     return f"was killed by signal {-code}" if code < 0 else f"ended with exit code {code}"
 
 
-def _start(config: TrainConfig, *, resume: bool) -> list[subprocess.Popen[bytes]]:
+def _start(ranks: list[subprocess.Popen[bytes]], config: TrainConfig, *, resume: bool) -> None:
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
         port = probe.getsockname()[1]
     threads = max(1, (os.cpu_count() or 1) // config.nproc)
     settings = msgspec.json.encode({"config": config, "resume": resume}).decode()
-    ranks = []
     for rank in range(config.nproc):
         env = os.environ | {
             "RANK": str(rank),
@@ -74,8 +83,8 @@ def _start(config: TrainConfig, *, resume: bool) -> list[subprocess.Popen[bytes]
         }
         env.setdefault("OMP_NUM_THREADS", str(threads))
         command = [sys.executable, "-m", "segdeploy.train.worker", settings]
-        ranks.append(subprocess.Popen(command, env=env))
-    return ranks
+        with ignoring_interrupts():
+            ranks.append(subprocess.Popen(command, env=env, stdin=subprocess.PIPE))
 
 
 def _watch(ranks: list[subprocess.Popen[bytes]], grace_s: float) -> list[int]:

@@ -34,15 +34,16 @@ class EpochLog:
         """Drop the lines of epochs >= `epoch` and broken ones: they will be done again."""
         if not self.path.exists():
             return
-        kept = []
-        for text in self.path.read_text(encoding="utf-8").splitlines():
+        kept, found = [], self.path.read_bytes()
+        for text in found.splitlines():
             try:
                 is_before = json.loads(text)["epoch"] < epoch
-            except (ValueError, KeyError, TypeError):
-                continue  # A line cut by a kill.
+            except (ValueError, KeyError, TypeError, RecursionError):
+                continue  # A line cut by a kill, or damaged.
             if is_before:
-                kept.append(text + "\n")
-        write_bytes(self.path, "".join(kept).encode())
+                kept.append(text + b"\n")
+        if b"".join(kept) != found:  # A finished run is resumed without writing anything.
+            write_bytes(self.path, b"".join(kept))
 
 
 class TrainingDisplay:

@@ -7,15 +7,20 @@ Losses are computed in fp32, whatever the autocast precision, so that large logi
 
 from __future__ import annotations
 
-from typing import Protocol
+from typing import ClassVar, Protocol
 
 import torch
 from torch import Tensor
 from torch.nn import functional as F  # noqa: N812  torch's own convention
 
+from segdeploy.core.task import Task
+
 
 class Loss(Protocol):
     """`ignore` is the label value that does not count; `weights` (K,) are class weights."""
+
+    tasks: ClassVar[frozenset[Task]]
+    """What it can train."""
 
     def __init__(self, ignore: int, weights: Tensor | None = None) -> None: ...
 
@@ -28,6 +33,8 @@ class Loss(Protocol):
 
 class CrossEntropy:
     """Softmax cross-entropy; total / normaliser equals torch's weighted mean with ignore_index."""
+
+    tasks = frozenset({Task.MULTICLASS})
 
     def __init__(self, ignore: int, weights: Tensor | None = None) -> None:
         self.ignore, self.weights = ignore, weights
@@ -49,6 +56,8 @@ class CrossEntropy:
 
 class BinaryCrossEntropy:
     """Sigmoid cross-entropy of one logit channel against labels 0 and 1."""
+
+    tasks = frozenset({Task.BINARY})
 
     def __init__(self, ignore: int, weights: Tensor | None = None) -> None:
         self.ignore, self.weights = ignore, weights

@@ -11,7 +11,7 @@ import os
 import random
 import signal
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 
 import numpy as np
@@ -32,8 +32,9 @@ from segdeploy.data.transforms import AugmentSpec, TrainTransform
 from segdeploy.frameworks.distributed import Group, is_launched, process_group
 from segdeploy.metrics import accumulate, count_labels, label_names
 from segdeploy.train import LOSSES
-from segdeploy.train.config import RECIPE, TrainConfig, config_toml
-from segdeploy.train.launch import launch_ranks
+from segdeploy.train.batches import loader_errors
+from segdeploy.train.config import RECIPE, TrainConfig, check_same_recipe, config_toml
+from segdeploy.train.launch import STOP_SIGNAL, launch_ranks
 from segdeploy.train.log import EpochLog, TrainingDisplay
 from segdeploy.train.loop import (
     Interrupted,
@@ -61,8 +62,10 @@ def run_training(config: TrainConfig, *, resume: bool, is_worker: bool = False) 
     """
     run = Path(config.out)
     if is_worker or os.environ.get("RANK", "0") != "0":
-        return _run_rank(config, resume=resume)
+        return _run_rank(config, resume=resume, signals=_RANK_SIGNALS if is_worker else _SIGNALS)
     _check_start(run, resume=resume)
+    if resume:
+        check_same_recipe(config)
     with run_lock(run):
         if config.nproc > 1 and not is_launched():
             launch_ranks(config, resume=resume)
@@ -72,6 +75,11 @@ def run_training(config: TrainConfig, *, resume: bool, is_worker: bool = False) 
 
 def _check_start(run: Path, *, resume: bool) -> None:
     """Refuse what would destroy or silently change a run, before anything is loaded."""
+    if (run / MANIFEST).is_file():
+        raise ConfigError(
+            f"{run} is one checkpoint or artifact, not a run folder.",
+            hint=f"Give --out {run.resolve().parent}, or another folder.",
+        )
     exists = (run / "last" / MANIFEST).is_file()
     if resume and not exists:
         raise ConfigError(f"There is nothing to resume in {run}.", hint="Start without --resume.")
@@ -80,25 +88,44 @@ def _check_start(run: Path, *, resume: bool) -> None:
             f"{run} already holds a training run.",
             hint="Continue it with --resume, or choose another --out.",
         )
+    model = run / "checkpoint"
+    if not resume and (model / MANIFEST).exists():
+        raise ConfigError(
+            f"{model} exists already and would be replaced; it was not left by a run that can be "
+            "continued.",
+            hint="Choose another --out, or remove it yourself.",
+        )
 
 
-def _run_rank(config: TrainConfig, *, resume: bool) -> Checkpoint:
-    with process_group(config.device, config.timeout_s) as group, _stop_flag() as should_stop:
+_SIGNALS = (signal.SIGINT, signal.SIGTERM)
+_RANK_SIGNALS = (STOP_SIGNAL, signal.SIGTERM)  # Ctrl-C goes to the parent, which sends the first.
+
+
+def _run_rank(
+    config: TrainConfig, *, resume: bool, signals: Sequence[signal.Signals] = _SIGNALS
+) -> Checkpoint:
+    with (
+        process_group(config.device, config.timeout_s) as group,
+        _stop_flag(signals) as should_stop,
+        loader_errors(),
+    ):
         return _Run(config, group, should_stop).execute(resume=resume)
 
 
 @contextlib.contextmanager
-def _stop_flag() -> Iterator[Callable[[], bool]]:
-    """Turn the first Ctrl-C (or SIGTERM) into a flag; a second one interrupts at once."""
+def _stop_flag(
+    signals: Sequence[signal.Signals] = _SIGNALS,
+) -> Iterator[Callable[[], bool]]:
+    """Turn the first Ctrl-C (or SIGTERM) into a flag; a second of its kind interrupts at once."""
     asked: list[int] = []
 
     def note(number: int, _frame: object) -> None:
-        if asked:
+        if number in asked:
             raise KeyboardInterrupt
         asked.append(number)
 
     try:
-        previous = {s: signal.signal(s, note) for s in (signal.SIGINT, signal.SIGTERM)}
+        previous = {s: signal.signal(s, note) for s in signals}
     except ValueError:  # Not the main thread: whoever runs us handles signals.
         previous = {}
     try:
@@ -155,11 +182,18 @@ class _Run:
     def _create_loss(self) -> Loss:
         config, data = self.config, self.train_set
         default = "binary_cross_entropy" if data.task is Task.BINARY else "cross_entropy"
+        loss = LOSSES.get(config.loss or default)
+        if data.task not in loss.tasks:
+            raise ConfigError(
+                f"The loss {config.loss} is for {', '.join(sorted(loss.tasks))} tasks, but "
+                f"{data.name} is {data.task}.",
+                hint=f"Leave it out, or set loss = '{default}'.",
+            )
         num_ids = count_labels(data.task, len(data.classes))
         weights = None
         if config.class_weights == "sqrt_median":
             weights = torch.tensor(class_weights(data), device=self.group.device)
-        return LOSSES.get(config.loss or default)(ignore_value(num_ids), weights)
+        return loss(ignore_value(num_ids), weights)
 
     def _epochs(self, trainer: Trainer, log: EpochLog, display: TrainingDisplay) -> None:
         config, progress = self.config, trainer.progress

@@ -14,10 +14,11 @@ from typing import Any
 
 import torch
 
-from segdeploy.core.errors import CheckpointError
-from segdeploy.core.folder import load_checkpoint
+from segdeploy.core.errors import CheckpointError, DigestMismatchError
+from segdeploy.core.folder import check_companion, load_checkpoint
 
 STATE = "state.pt"
+_RESTART = "Train again into another folder, or start from RUN/checkpoint with --init."
 
 
 @dataclass
@@ -48,13 +49,16 @@ def load_state(last: Path) -> tuple[Progress, dict[str, Any]]:
     Raises:
         CheckpointError: If it is damaged; as `load_checkpoint` if it is missing.
     """
-    load_checkpoint(last)
     path = last / STATE
+    try:
+        check_companion(load_checkpoint(last), STATE)
+    except DigestMismatchError as error:
+        raise CheckpointError(error.message, hint=_RESTART) from error
     try:
         parts = torch.load(path, map_location="cpu", weights_only=True)
         return Progress(**parts.pop("progress")), parts
     except (OSError, RuntimeError, EOFError, KeyError, TypeError, pickle.UnpicklingError) as error:
         raise CheckpointError(
             f"{path} cannot be read: {str(error).splitlines()[0] if str(error) else error!r}",
-            hint="Train again without --resume, or start from RUN/checkpoint with --init.",
+            hint=_RESTART,
         ) from error

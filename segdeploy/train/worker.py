@@ -4,16 +4,18 @@ from __future__ import annotations
 
 import os
 import sys
+import threading
 
 import msgspec
 
 from segdeploy.core.errors import SegDeployError
 from segdeploy.train.config import TrainConfig
-from segdeploy.train.launch import EXIT_INTERRUPTED
+from segdeploy.train.launch import EXIT_INTERRUPTED, STOP_SIGNAL
 
 
 def main() -> int:
     """Train as one rank; return the exit code."""
+    threading.Thread(target=_stop_with_parent, daemon=True).start()
     settings = msgspec.json.decode(sys.argv[1])
     config = msgspec.convert(settings["config"], TrainConfig)
     from segdeploy.train.run import run_training
@@ -26,6 +28,12 @@ def main() -> int:
     except KeyboardInterrupt:
         return EXIT_INTERRUPTED
     return 0
+
+
+def _stop_with_parent() -> None:
+    """Wait until the parent has closed our stdin: it is gone, and with it the lock of the run."""
+    os.read(0, 1)
+    os.kill(os.getpid(), STOP_SIGNAL)
 
 
 if __name__ == "__main__":

@@ -17,6 +17,7 @@ from segdeploy.core.errors import ArtifactError, DataError
 from segdeploy.core.session import Array
 from segdeploy.metrics import FlipCount, count_labels
 from segdeploy.verify.cases import Batch, Case
+from segdeploy.verify.confidence import ConfidenceCount
 from segdeploy.verify.reference import Runner
 
 
@@ -30,7 +31,7 @@ class CaseCount:
     num_batches: int = 0
     refused: list[str] = field(default_factory=list)
     broken_contract: list[str] = field(default_factory=list)
-    num_bad_confidence: int = 0
+    confidence: ConfidenceCount = field(default_factory=ConfidenceCount)
 
     def to_dict(self) -> dict[str, Any]:
         """Return what the report keeps of this case."""
@@ -44,6 +45,9 @@ class CaseCount:
             "flip_rate": count.flip_rate,
             "hard_flip_rate": count.hard_flip_rate,
             "max_deviation": count.max_deviation if has_sound_logits(count) else None,
+            "confidence_rms_error": (
+                self.confidence.rms_error if self.confidence.num_pixels else None
+            ),
             "problems": [*dict.fromkeys([*self.refused, *self.broken_contract])][:5],
         }
 
@@ -111,8 +115,7 @@ def _count_batch(candidate: Runner, batch: Batch, expected: Array, counted: Case
     else:
         count.update_labels(expected, found["labels"])
         if "confidence" in found:
-            sound = (found["confidence"] >= 0) & (found["confidence"] <= 1)  # False for NaN.
-            counted.num_bad_confidence += int(np.count_nonzero(~sound))
+            counted.confidence.update(expected, count.task, found["labels"], found["confidence"])
 
 
 def run_candidate(candidate: Runner, batch: Batch, counted: CaseCount) -> dict[str, Array] | None:

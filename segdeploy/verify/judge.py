@@ -14,6 +14,9 @@ from segdeploy.core.target import Precision
 from segdeploy.metrics import FlipCount
 from segdeploy.verify.compare import CaseCount, has_sound_logits
 from segdeploy.verify.tolerances import (
+    CHANNEL_NOISE_FACTOR,
+    CHANNEL_ROUNDOFF,
+    CONFIDENCE_ROUNDING,
     LIMITS,
     MIN_CLASS_PIXELS,
     UNIT_ROUNDOFF,
@@ -61,6 +64,7 @@ def judge(
     deviation = limit_deviation(precision, noise_floor, trained=trained)
     if deviation is not None and has_sound_logits(total):
         failures += _above("deviation", deviation, total.max_deviation)
+    failures += _judge_confidence(counts, precision, deviation, trained=trained)
     if not trained:
         return failures + _judge_untrained(total, precision)
     limits = LIMITS[precision]
@@ -70,7 +74,9 @@ def judge(
     failures += _above("flip_rate", limits.flip_rate, worst_flips)
     failures += _judge_classes(total, limits.class_flip_rate, names)
     if limits.channel_snr_db is not None:
-        failures += _judge_channels(total, limits.channel_snr_db, names)
+        ratio = CHANNEL_ROUNDOFF[precision] / CHANNEL_ROUNDOFF[Precision.FP32]
+        rounding = CHANNEL_NOISE_FACTOR * noise_floor * ratio
+        failures += _judge_channels(total, limits.channel_snr_db, rounding, names)
     return failures
 
 
@@ -80,8 +86,21 @@ def _judge_soundness(total: FlipCount, counts: Sequence[CaseCount]) -> list[Fail
         *_above("output_contract", 0, sum(len(c.broken_contract) for c in counts)),
         *_above("finite", 0, total.num_broken / max(1, total.num_pixels)),
         *_above("reference_finite", 0, total.num_broken_reference / max(1, total.num_pixels)),
-        *_above("confidence_range", 0, sum(c.num_bad_confidence for c in counts)),
+        *_above("confidence_range", 0, sum(c.confidence.num_bad for c in counts)),
     ]
+
+
+def _judge_confidence(
+    counts: Sequence[CaseCount], precision: Precision, deviation: float | None, *, trained: bool
+) -> list[Failure]:
+    """A probability moves by at most half of what the logits may move; int8 has its own limit."""
+    if trained and (limit := LIMITS[precision].confidence_rms_error) is not None:
+        worst = max(c.confidence.rms_error for c in counts)
+        return _above("confidence_rms_error", limit, worst)
+    if deviation is None:
+        return []
+    worst = max(c.confidence.max_error for c in counts)
+    return _above("confidence_max_error", deviation / 2 + CONFIDENCE_ROUNDING, worst)
 
 
 def _judge_untrained(total: FlipCount, precision: Precision) -> list[Failure]:
@@ -98,11 +117,14 @@ def _judge_classes(total: FlipCount, limit: float, names: Sequence[str]) -> list
     return failures
 
 
-def _judge_channels(total: FlipCount, limit: float, names: Sequence[str]) -> list[Failure]:
+def _judge_channels(
+    total: FlipCount, limit: float, rounding: float, names: Sequence[str]
+) -> list[Failure]:
+    """Return the channels below the limit whose noise is more than rounding explains."""
     channels = names[-1:] if len(total.channel_snr_db) == 1 else names
     failures = []
-    for name, snr in zip(channels, total.channel_snr_db, strict=True):
-        if snr is not None:
+    for name, snr, noise in zip(channels, total.channel_snr_db, total.channel_noise, strict=True):
+        if snr is not None and noise > rounding:
             failures += _below(f"channel_snr_db:{name}", limit, snr)
     return failures
 

@@ -18,6 +18,7 @@ from segdeploy.core.files import write_json
 from segdeploy.core.folder import (
     Artifact,
     ModelFolder,
+    check_companion,
     find_linked,
     load_artifact,
     load_folder,
@@ -39,7 +40,7 @@ from segdeploy.verify.reference import (
     precision_of,
 )
 
-PARITY = "parity.json"
+PARITY, CALIBRATION = "parity.json", "calibration.json"
 DEFAULT_IMAGES = 8
 _COARSENESS = (Precision.FP32, Precision.FP16, Precision.BF16, Precision.INT8)
 
@@ -155,7 +156,8 @@ def find_data(folder: Artifact, data: str | None) -> str | None:
     """
     if data is not None or precision_of(folder) is not Precision.INT8:
         return data
-    calibration = read_result(folder.path / "calibration.json") or {}
+    check_companion(folder, CALIBRATION)
+    calibration = read_result(folder.path / CALIBRATION) or {}
     found = calibration.get("data")
     if isinstance(found, str) and found:
         return found

@@ -28,7 +28,7 @@ class Limits:
     `margin_fraction` x median margin is the tolerance of excusable flips; None takes NOISE_FACTOR
     x noise floor. `deviation_factor` bounds the deviation in noise floors x the ratio of unit
     roundoffs. Rates are shares of pixels; `class_flip_rate` holds per class, `channel_snr_db` per
-    channel of the logits.
+    channel of the logits; `confidence_rms_error` per case, None takes half the deviation's limit.
     """
 
     flip_rate: float
@@ -37,6 +37,7 @@ class Limits:
     margin_fraction: float | None
     deviation_factor: float | None
     channel_snr_db: float | None
+    confidence_rms_error: float | None
 
 
 LIMITS = {
@@ -47,6 +48,7 @@ LIMITS = {
         margin_fraction=None,
         deviation_factor=NOISE_FACTOR,
         channel_snr_db=None,
+        confidence_rms_error=None,
     ),
     Precision.FP16: Limits(
         flip_rate=2e-3,
@@ -55,6 +57,7 @@ LIMITS = {
         margin_fraction=0.02,
         deviation_factor=2.0,
         channel_snr_db=40.0,
+        confidence_rms_error=0.01,
     ),
     Precision.BF16: Limits(
         flip_rate=0.02,
@@ -63,6 +66,7 @@ LIMITS = {
         margin_fraction=0.1,
         deviation_factor=2.0,
         channel_snr_db=20.0,
+        confidence_rms_error=0.03,
     ),
     Precision.INT8: Limits(
         flip_rate=0.08,
@@ -71,8 +75,19 @@ LIMITS = {
         margin_fraction=0.2,
         deviation_factor=None,
         channel_snr_db=10.0,
+        confidence_rms_error=0.08,
     ),
 }
+
+CHANNEL_ROUNDOFF = {**UNIT_ROUNDOFF, Precision.INT8: 2.0**-8}
+"""As UNIT_ROUNDOFF; int8 has 127 levels on either side, the significand of bfloat16."""
+
+CHANNEL_NOISE_FACTOR = 0.5
+"""A channel whose noise (rms) is below so many noise floors x the ratio of CHANNEL_ROUNDOFF is not
+judged by its SNR: logits that hardly vary over the pixels drown in honest rounding."""
+
+CONFIDENCE_ROUNDING = 2.0**-17
+"""What exp, sum and reciprocal in fp32 may cost a probability, at a few hundred classes."""
 
 UNTRAINED_NOISE_FACTOR = 32.0
 """Untrained weights: deviation in noise floors x the ratio of unit roundoffs."""

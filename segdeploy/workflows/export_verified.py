@@ -13,6 +13,7 @@ from typing import Any
 
 from segdeploy.core.contract import IoContract
 from segdeploy.core.results import ParityReport
+from segdeploy.data import VAL, open_dataset
 from segdeploy.export import NUM_CALIBRATION_IMAGES, ExportOutcome, export
 
 
@@ -67,6 +68,9 @@ def export_and_verify(
     Raises:
         SegDeployError: As `export` and `verify`.
     """
+    images = data or calibration
+    if verify and images:
+        open_dataset(images, VAL)  # What is not there is told before hours of building.
     outcomes = export(
         checkpoint,
         targets,
@@ -86,7 +90,7 @@ def export_and_verify(
             VerifiedExport(o, o.artifact.manifest.passed if o.artifact else None) for o in outcomes
         ]
     return [
-        _verified(outcome, enabled=verify, data=data, images=data or calibration, report=report)
+        _verified(outcome, enabled=verify, data=data, images=images, report=report)
         for outcome in outcomes
     ]
 

@@ -70,7 +70,9 @@ def _load_pickle(path: Path) -> Any:
 def _reason(error: Exception) -> str:
     """The line that says what is wrong: torch puts two paragraphs about its own API before it."""
     lines = [line.strip() for line in str(error).splitlines() if line.strip()]
-    named = [line for line in lines if "unsupported" in line.lower() or "Unpickler" in line]
+    named = [line for line in lines if "unsupported" in line.lower()]
+    if not named and any("weights_only" in line for line in lines):
+        return "it is not a file of tensors"
     return (named or lines or [type(error).__name__])[0].split(". Please")[0]
 
 

@@ -49,11 +49,11 @@ def _log(run: Path) -> list[dict[str, Any]]:
     return [json.loads(line) for line in (run / "log.jsonl").read_text().splitlines()]
 
 
-def _stop_after(steps: int) -> Callable[[], contextlib.AbstractContextManager[Callable[[], bool]]]:
+def _stop_after(steps: int) -> Callable[..., contextlib.AbstractContextManager[Callable[[], bool]]]:
     """A stand-in for Ctrl-C at a chosen step."""
 
     @contextlib.contextmanager
-    def flag() -> Iterator[Callable[[], bool]]:
+    def flag(*_: object) -> Iterator[Callable[[], bool]]:
         calls = iter(range(10**9))
         yield lambda: next(calls) >= steps - 1
 
