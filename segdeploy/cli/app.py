@@ -99,7 +99,8 @@ def run_app() -> int:
 
 def _end_foreign(error: Exception) -> int:
     """Return the exit code of an error outside our tree: the machine's limits, or a bug."""
-    if isinstance(error, OSError) and error.errno in _ENVIRONMENT_ERRNOS:
+    is_loop = "Symlink loop" in str(error)  # Before Python 3.13 `Path.resolve` has no class for it.
+    if is_loop or (isinstance(error, OSError) and error.errno in _ENVIRONMENT_ERRNOS):
         say(f"error: {error}")
         return 2
     if not _is_out_of_memory(error):

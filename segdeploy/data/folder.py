@@ -6,12 +6,16 @@
 
 Without `train`/`val` subfolders every fifth image (by name) is validation, the rest training, so
 that the split does not depend on anything but the names. One class name makes the task binary:
-labels are 0 and 1; masks stored as 0 and 255 are read as such when no 1 occurs.
+labels are 0 and 1, 255 where nothing is labelled. If no mask of the whole data set holds a 1, masks
+are stored as 0 and 255, and 255 is the class. One mask alone cannot tell: an image without the
+class, but with unlabelled pixels, has 0 and 255 as well.
 """
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
@@ -20,11 +24,13 @@ from numpy.typing import NDArray
 
 from segdeploy.core.errors import DataError
 from segdeploy.core.task import Task
+from segdeploy.data.images import IMAGE_SUFFIXES, read_label
 from segdeploy.data.pairs import PairDataset, match_by_stem
 from segdeploy.data.sample import Dataset
 
 _CLASS_FILES = ("classes.txt", "classes.names", "labels.txt")
 _VAL_EVERY = 5
+_MASKS_LOOKED_AT = 256
 _LAYOUT = (
     "Expected images/ and labels/ (each with train/ and val/, or flat) and classes.txt with one "
     "class name a line."
@@ -33,15 +39,36 @@ _LAYOUT = (
 
 @dataclass(frozen=True)
 class _BinaryFolder(PairDataset):
-    """Masks of 0 and 255 without any 1 mean background and foreground."""
+    """Masks of 0, 1 and 255 (ignored), or of 0 and 255 (the class); `masks`: of all splits."""
+
+    masks: Sequence[Path] = ()
 
     def _checked(
         self, stored: NDArray[np.unsignedinteger[Any]], path: Path
     ) -> NDArray[np.unsignedinteger[Any]]:
         values = np.unique(stored)
         if 255 in values and np.isin(values, (0, 255)).all():
-            stored = (stored == 255).astype(np.uint8)
+            if self._is_stored_as_255:
+                stored = (stored == 255).astype(np.uint8)
+        elif 1 in values and self.__dict__.get("_is_stored_as_255"):
+            raise DataError(
+                f"{path} holds the id 1, but other masks of this data set store the class as 255.",
+                hint="Store all masks as 0 and 1, 255 where nothing is labelled.",
+            )
         return super()._checked(stored, path)
+
+    @cached_property
+    def _is_stored_as_255(self) -> bool:
+        """True if no mask holds a 1; looks at masks spread over the data set until one does."""
+        step = max(1, len(self.masks) // _MASKS_LOOKED_AT)
+        return not any(_holds_one(mask) for mask in self.masks[::step])
+
+
+def _holds_one(mask: Path) -> bool:
+    try:
+        return bool((read_label(mask) == 1).any())
+    except DataError:
+        return False  # Said by name when this mask itself is asked for.
 
 
 def open_folder(root: str | None, split: str) -> Dataset:
@@ -63,7 +90,8 @@ def open_folder(root: str | None, split: str) -> Dataset:
         raise DataError(f"The split '{split}' of {top} is empty.", hint=_LAYOUT)
     name = f"{top.resolve().name}/{split}"
     if len(classes) == 1:
-        return _BinaryFolder(name, Task.BINARY, classes, pairs)
+        masks = sorted(p for p in labels.rglob("*") if p.suffix.lower() in IMAGE_SUFFIXES)
+        return _BinaryFolder(name, Task.BINARY, classes, pairs, masks=masks)
     return PairDataset(name, Task.MULTICLASS, classes, pairs)
 
 

@@ -23,7 +23,7 @@ from segdeploy.backends.predictor import Predictor, open_predictor
 from segdeploy.core.errors import SegDeployError, TrainError
 from segdeploy.data import open_dataset
 from segdeploy.data.sample import Dataset
-from segdeploy.frameworks.interrupts import ignoring_interrupts
+from segdeploy.frameworks.interrupts import deaf_children
 from segdeploy.metrics import ConfusionMatrix, accumulate, count_labels
 
 Progress = Callable[[int, int], object]
@@ -81,7 +81,7 @@ def count_spawned(
         initargs=(threads,),
     )
     try:
-        with ignoring_interrupts():
+        with deaf_children():
             waiting = {pool.submit(_count_chunk, job, chunk) for chunk in chunks}
         while waiting:
             ready, waiting = wait(waiting, timeout=1.0, return_when=FIRST_EXCEPTION)

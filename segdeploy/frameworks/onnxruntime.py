@@ -8,6 +8,7 @@ from types import ModuleType
 from typing import Any
 
 from segdeploy.core.errors import BackendUnavailableError
+from segdeploy.frameworks.interrupts import postponed_interrupts
 
 _SILENT = 4  # Severity "fatal": the runtime's own messages reach us as exceptions.
 _THREAD_VARIABLES = ("SEGDEPLOY_NUM_THREADS", "OMP_NUM_THREADS")
@@ -33,8 +34,11 @@ def require_onnxruntime() -> ModuleType:
         BackendUnavailableError: If it is not installed or cannot be loaded.
     """
     find_onnxruntime()
+    # It reports to its vendor, leaves files in HOME and TMPDIR, and complains where it cannot.
+    os.environ.setdefault("ORT_DISABLE_TELEMETRY", "1")
     try:
-        import onnxruntime
+        with postponed_interrupts():
+            import onnxruntime
     except ImportError as error:
         raise BackendUnavailableError(
             f"onnxruntime is installed but cannot be loaded: {error}",

@@ -9,7 +9,9 @@ operators, so the two schemas that its import asks for are declared first when t
 from __future__ import annotations
 
 import warnings
+from types import ModuleType
 
+from segdeploy.frameworks.interrupts import postponed_interrupts
 from segdeploy.frameworks.torch import require_torch
 
 _declared: list[object] = []  # A torch.library.Library must stay alive.
@@ -24,6 +26,11 @@ def prepare_torchvision() -> None:
     torch = require_torch("torchvision")
     if _declared:
         return
+    with postponed_interrupts():
+        _declare_operators(torch)
+
+
+def _declare_operators(torch: ModuleType) -> None:
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")  # "Failed to load image Python extension": not used.

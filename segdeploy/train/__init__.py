@@ -39,9 +39,10 @@ def train(config: TrainConfig, *, resume: bool = False) -> Checkpoint:
         TrainError: If the loss is not finite or a rank is lost; RUN stays resumable.
         RunLockedError: If another process works in RUN.
     """
-    from segdeploy.frameworks.torch import require_torch
+    from segdeploy.frameworks.torch import passive_waiting, require_torch
 
-    require_torch("torchvision", "safetensors")
+    with passive_waiting():
+        require_torch("torchvision", "safetensors")
     from segdeploy.train.run import run_training
 
     return run_training(config, resume=resume)

@@ -19,7 +19,7 @@ import time
 import msgspec
 
 from segdeploy.core.errors import TrainError
-from segdeploy.frameworks.interrupts import ignoring_interrupts
+from segdeploy.frameworks.interrupts import deaf_children
 from segdeploy.train.config import TrainConfig
 
 _POLL_S = 0.1
@@ -83,7 +83,7 @@ def _start(ranks: list[subprocess.Popen[bytes]], config: TrainConfig, *, resume:
         }
         env.setdefault("OMP_NUM_THREADS", str(threads))
         command = [sys.executable, "-m", "segdeploy.train.worker", settings]
-        with ignoring_interrupts():
+        with deaf_children():
             ranks.append(subprocess.Popen(command, env=env, stdin=subprocess.PIPE))
 
 

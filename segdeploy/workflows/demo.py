@@ -41,11 +41,12 @@ def demo(out: Path, *, say: Callable[[str], object] = lambda _: None) -> DemoRes
     """
     from segdeploy.bench import bench
     from segdeploy.evaluate import evaluate
-    from segdeploy.frameworks.torch import require_torch
+    from segdeploy.frameworks.torch import passive_waiting, require_torch
     from segdeploy.report import report
     from segdeploy.workflows.export_verified import export_and_verify
 
-    require_torch("torchvision", "onnx", "onnxscript", "onnxruntime")
+    with passive_waiting():
+        require_torch("torchvision", "onnx", "onnxscript", "onnxruntime")
     started = time.perf_counter()
     checkpoint = _train(out, say)
     say("export and verify: " + ", ".join(TARGETS))
@@ -79,7 +80,7 @@ def _train(out: Path, say: Callable[[str], object]) -> Path:
         model="lraspp_mobilenet_v3_small",
         data=DATA,
         out=str(out),
-        epochs=14,
+        epochs=8,
         batch_size=16,
         crop=(96, 128),
         scale=(0.75, 1.5),
@@ -88,7 +89,7 @@ def _train(out: Path, say: Callable[[str], object]) -> Path:
         warmup_steps=40,
         norm_momentum=0.1,
         ema_decay=0.95,
-        val_every=7,
+        val_every=4,
         note="trained on synthetic scenes (the demo)",
     )
     say(f"train {config.model} on {DATA}")

@@ -233,10 +233,38 @@ def test_binary_masks_may_be_stored_as_0_1_or_0_255(
     root: Path, stored: list[int], expected: list[int]
 ) -> None:
     (root / "classes.txt").write_text("cell\n")
+    _label(root / "labels" / "train" / "b.png", 0)  # No other mask says how the class is stored.
     _label(root / "labels" / "val" / "c.png", stored * 2)
     dataset = open_dataset(f"folder:{root}", "val")
     assert (dataset.task, dataset.classes) == (Task.BINARY, ("cell",))
     assert dataset[0].label[0].tolist() == expected * 2
+
+
+def test_255_stays_ignored_where_another_binary_mask_holds_a_1(root: Path) -> None:
+    (root / "classes.txt").write_text("cell\n")
+    _label(root / "labels" / "val" / "c.png", [0, 255, 0, 0, 0, 0, 0, 255])
+    assert open_dataset(f"folder:{root}", "val")[0].label[0].tolist() == [0, 255] + [0] * 5 + [255]
+    _label(root / "labels" / "val" / "c.png", 255)
+    assert set(open_dataset(f"folder:{root}", "val")[0].label.ravel()) == {255}
+
+
+def test_a_damaged_mask_elsewhere_does_not_hide_how_the_class_is_stored(root: Path) -> None:
+    (root / "classes.txt").write_text("cell\n")
+    (root / "labels" / "train" / "a.png").write_bytes(b"")
+    _label(root / "labels" / "val" / "c.png", [0, 255, 0, 0, 0, 0, 0, 255])
+    assert 1 not in open_dataset(f"folder:{root}", "val")[0].label
+
+
+def test_a_mask_that_contradicts_how_the_class_was_found_stored_is_refused(
+    root: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (root / "classes.txt").write_text("cell\n")
+    _label(root / "labels" / "train" / "a.png", [0, 255, 0, 0, 0, 0, 0, 255])
+    monkeypatch.setattr("segdeploy.data.folder._MASKS_LOOKED_AT", 1)
+    dataset = open_dataset(f"folder:{root}", "train")
+    assert set(dataset[0].label.ravel()) == {0, 1}
+    with pytest.raises(DataError, match=r"b\.png holds the id 1"):
+        dataset[1]
 
 
 def test_a_binary_mask_with_other_ids_is_refused(root: Path) -> None:

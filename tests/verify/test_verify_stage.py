@@ -182,6 +182,19 @@ def test_cases_spread_over_the_data_and_differ(run: Any) -> None:
     assert [b.shape for b in odd.batches()] == [(1, 225, 231, 3)]
 
 
+def test_odd_sizes_keep_the_scale_of_the_images(run: Any) -> None:
+    artifact = run.export()
+    own, _, odd = plan_cases(artifact, "synthetic:300x290", 1)
+    (image,), (cut,) = next(iter(own.batches())), next(iter(odd.batches()))
+    np.testing.assert_array_equal(cut, image[37:262, 29:260])  # The middle 225x231 of 300x290.
+    own, _, odd = plan_cases(artifact, "synthetic:64x260", 1)
+    (image,), (cut,) = next(iter(own.batches())), next(iter(odd.batches()))
+    np.testing.assert_array_equal(cut[80:144], image[:, 14:245])
+    np.testing.assert_array_equal(cut[144:208], image[::-1, 14:245])
+    np.testing.assert_array_equal(cut[16:80], image[::-1, 14:245])
+    assert cut.flags.c_contiguous
+
+
 def test_images_of_any_size_are_brought_into_bounds(run: Any, tmp_path: Path) -> None:
     for folder in ("images", "labels"):
         (tmp_path / "data" / folder / "val").mkdir(parents=True)
