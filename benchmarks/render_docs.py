@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import Any
 
 HERE = Path(__file__).parent
+MOST_LINES = 7  # Of one command: README stays short.
 README = HERE.parent / "README.md"
 
 
@@ -52,7 +53,7 @@ def commands() -> str:
     blocks = []
     for each in read("readme_commands"):
         shown = each["output"].splitlines()
-        cut = shown if len(shown) <= 12 else [*shown[:11], "..."]
+        cut = shown if len(shown) <= MOST_LINES else [*shown[: MOST_LINES - 1], "..."]
         blocks.append("\n".join([f"$ {each['command']}", *(line.rstrip() for line in cut)]))
     return "```console\n" + "\n\n".join(blocks) + "\n```"
 
