@@ -1,9 +1,9 @@
-"""Put the figures of benchmarks/results/ into README.md, between its markers.
+"""Put the figures of benchmarks/results/ into README.md and docs/, between their markers.
 
     .venv/bin/python benchmarks/render_docs.py [--check]
 
 A block stands between `<!-- begin NAME -->` and `<!-- end NAME -->`. `--check` changes nothing and
-exits 1 if README is not what the results say.
+exits 1 if a page is not what the results say.
 """
 
 from __future__ import annotations
@@ -11,6 +11,7 @@ from __future__ import annotations
 import json
 import re
 import sys
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -58,24 +59,45 @@ def commands() -> str:
     return "```console\n" + "\n\n".join(blocks) + "\n```"
 
 
-BLOCKS = {"camvid": camvid, "commands": commands}
+def parity() -> str:
+    found = read("camvid_targets")
+    shapes = ["x".join(map(str, each["shape"])) for each in found["sizes"]]
+    lines = [
+        "| target | flips (verify) | hard flips | " + " | ".join(shapes) + " |",
+        "|---" * (3 + len(shapes)) + "|",
+    ]
+    for row in found["rows"][1:]:
+        at_size = [f"{each['flip_rate'][row['target']]:.1e}" for each in found["sizes"]]
+        lines.append(
+            f"| {row['target']} | {row['flip_rate']:.1e} | {row['hard_flip_rate']:.1e} | "
+            + " | ".join(at_size)
+            + " |"
+        )
+    return "\n".join(lines)
 
 
-def render(text: str) -> str:
-    for name, make in BLOCKS.items():
+BLOCKS = {
+    README: {"camvid": camvid, "commands": commands},
+    HERE.parent / "docs" / "numerics.md": {"parity": parity},
+}
+
+
+def render(text: str, blocks: dict[str, Callable[[], str]], page: str) -> str:
+    for name, make in blocks.items():
         pattern = rf"(<!-- begin {name} -->\n).*?(<!-- end {name} -->)"
         halves = re.split(pattern, text, flags=re.DOTALL)
         count = len(halves) // 3
         if count == 1:
             text = "".join([halves[0], halves[1], make(), "\n", *halves[2:]])
         if count != 1:
-            raise SystemExit(f"README.md has {count} blocks '{name}', expected one")
+            raise SystemExit(f"{page} has {count} blocks '{name}', expected one")
     return text
 
 
 if __name__ == "__main__":
-    before = README.read_text(encoding="utf-8")
-    after = render(before)
-    if "--check" in sys.argv and before != after:
-        raise SystemExit("README.md is not what benchmarks/results/ says: run this script")
-    README.write_text(after, encoding="utf-8")
+    for page, blocks in BLOCKS.items():
+        before = page.read_text(encoding="utf-8")
+        after = render(before, blocks, page.name)
+        if "--check" in sys.argv and before != after:
+            raise SystemExit(f"{page.name} is not what benchmarks/results/ says: run this script")
+        page.write_text(after, encoding="utf-8")

@@ -7,6 +7,9 @@ from pathlib import Path
 
 import pytest
 
+# Before torch is imported: spinning threads of two processes on few cores stall each other.
+os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
+
 from segdeploy.core.folder import Checkpoint
 from segdeploy.core.preprocess import PreprocessSpec
 from segdeploy.core.task import Task

@@ -18,7 +18,7 @@ from segdeploy.backends.onnx import open_runtime
 from segdeploy.backends.predictor import Predictor
 from segdeploy.backends.pytorch import ModuleSession
 from segdeploy.core.contract import IoContract, TensorSpec, contract_tensors
-from segdeploy.core.errors import ArtifactError, BackendUnavailableError, DataError
+from segdeploy.core.errors import ArtifactError, BackendUnavailableError, ConfigError, DataError
 from segdeploy.core.folder import Artifact
 from segdeploy.core.manifest import Manifest
 from segdeploy.core.preprocess import PreprocessSpec, SizeRule, normalize_image
@@ -103,7 +103,7 @@ def test_a_module_in_training_mode_is_run_in_evaluation_mode() -> None:
 
 
 @needs_no_gpu
-@pytest.mark.parametrize("device", ["cuda", "cuda:1", "tpu"])
+@pytest.mark.parametrize("device", ["cuda", "cuda:1"])
 def test_a_missing_device_is_named(device: str, tmp_path: Path) -> None:
     inputs, outputs = contract_tensors(IoContract(), Task.MULTICLASS, 3, None)
     with pytest.raises(BackendUnavailableError, match=device) as caught:
@@ -111,6 +111,11 @@ def test_a_missing_device_is_named(device: str, tmp_path: Path) -> None:
     assert caught.value.exit_code == 4
     with pytest.raises(BackendUnavailableError):
         open_session(_artifact(tmp_path, "onnx-fp32", _identity(), "model.onnx"), device)
+
+
+def test_a_device_of_no_known_kind_is_the_users_mistake(tmp_path: Path) -> None:
+    with pytest.raises(ConfigError, match="tpu"):
+        open_session(_artifact(tmp_path, "onnx-fp32", _identity(), "model.onnx"), "tpu")
 
 
 @pytest.mark.parametrize(

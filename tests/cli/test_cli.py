@@ -146,14 +146,13 @@ def test_errors_become_exit_codes(
 def test_verbosity_flags_count_at_any_place_but_not_behind_a_double_dash(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    monkeypatch.delenv("SEGDEPLOY_QUIET", raising=False)
+    monkeypatch.setenv("SEGDEPLOY_QUIET", "")  # Recorded, so that the end of the test undoes it.
     monkeypatch.setenv("SEGDEPLOY_VERBOSE", "")
     assert take_verbosity(["list", "-q", "models", "--", "-v"]) == ["list", "models", "--", "-v"]
     import os
 
     assert os.environ["SEGDEPLOY_QUIET"] == "1"
     assert os.environ["SEGDEPLOY_VERBOSE"] == ""
-    monkeypatch.delenv("SEGDEPLOY_QUIET")
 
 
 @pytest.mark.parametrize("arguments", [["--help"], ["list", "models"], ["list", "targets"]])
