@@ -13,26 +13,10 @@ import pytest
 
 from segdeploy.cli import app as app_module
 from segdeploy.cli import commands
-from segdeploy.cli.app import run_app, take_verbosity
+from segdeploy.cli.app import take_verbosity
 from segdeploy.core import errors
 
 Run = Callable[..., tuple[int, str, str]]
-
-
-@pytest.fixture
-def cli(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> Run:
-    """Run a command line in this process: (exit code, stdout, stderr)."""
-    monkeypatch.setenv("COLUMNS", "200")
-    for name in ("SEGDEPLOY_QUIET", "SEGDEPLOY_VERBOSE"):
-        monkeypatch.delenv(name, raising=False)
-
-    def run(*arguments: str) -> tuple[int, str, str]:
-        monkeypatch.setattr(sys, "argv", ["segdeploy", *arguments])
-        code = run_app()
-        out, err = capsys.readouterr()
-        return code, out, err
-
-    return run
 
 
 def test_every_command_of_the_contract_is_there_and_has_json(cli: Run) -> None:
