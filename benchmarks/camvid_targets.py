@@ -59,7 +59,7 @@ def measure(checkpoint: Path, data: str, run: Path) -> dict[str, Any]:
             }
         )
     sizes = compare_sizes(folders, data)
-    environment = {k: v for k, v in costs[0].environment.items() if k != "warnings"}
+    environment = {k: v for k, v in costs[0].environment.items() if k not in {"warnings", "beside"}}
     return {"data": "camvid/val", "size": SIZE, "rows": rows, "sizes": sizes,
             "environment": environment}  # fmt: skip
 

@@ -44,7 +44,7 @@ def camvid() -> str:
     height, width = found["size"]
     lines.append(
         f"\nCamVid validation at {height}x{width}, batch 1, one interleaved run on "
-        f"{environment.get('cpu_model', 'a CPU')}; eager PyTorch "
+        f"{environment['cpu']}; eager PyTorch "
         f"{base['latency_ms']['p50']:.1f} ms. Made by `benchmarks/camvid_targets.py`."
     )
     return "\n".join(lines)
