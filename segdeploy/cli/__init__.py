@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import signal
 import sys
 from types import FrameType
@@ -15,10 +16,7 @@ def main() -> None:
         signal.signal(signal.SIGTERM, _interrupt)
         signal.signal(signal.SIGALRM, _interrupt)
         sys.unraisablehook = _keep_interrupt
-        for stream in (sys.stdout, sys.stderr):
-            if stream is not None:  # Closed by the caller.
-                # Names of files may hold bytes that are no text: show them, do not fail.
-                stream.reconfigure(errors="backslashreplace")  # type: ignore[union-attr]
+        _open_streams()
         from segdeploy.cli import commands  # noqa: F401  registers every command
         from segdeploy.cli.app import run_app
 
@@ -28,6 +26,24 @@ def main() -> None:
     except KeyboardInterrupt:
         code = _EXIT_INTERRUPTED
     sys.exit(code)
+
+
+def _open_streams() -> None:
+    """Make the standard streams usable, whatever the caller did to them.
+
+    A closed one (`2>&-`) is opened on nothing: else the next file that is opened, perhaps a
+    checkpoint, would get its number and with it all that a runtime prints. Names of files may hold
+    bytes that are no text: they are shown escaped.
+    """
+    for handle in (0, 1, 2):
+        try:
+            os.fstat(handle)
+        except OSError:
+            os.open(os.devnull, os.O_RDWR)  # Takes the lowest free number: this one.
+    sys.stdout = sys.stdout or os.fdopen(1, "w", closefd=False)
+    sys.stderr = sys.stderr or os.fdopen(2, "w", closefd=False)
+    for stream in (sys.stdout, sys.stderr):
+        stream.reconfigure(errors="backslashreplace")  # type: ignore[union-attr]
 
 
 def _interrupt(_number: int, _frame: FrameType | None) -> None:
