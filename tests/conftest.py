@@ -38,8 +38,8 @@ def synthetic_val() -> Dataset:
 def tiny_checkpoint(tmp_path_factory: pytest.TempPathFactory) -> Checkpoint:
     """An untrained lraspp_mobilenet_v3_small of the five synthetic classes, seeded."""
     torch = pytest.importorskip("torch")
+    from segdeploy.zoo.architectures.lraspp import LRASPP_MOBILENET_V3_SMALL
     from segdeploy.zoo.checkpoint import save_checkpoint
-    from segdeploy.zoo.lraspp import LRASPP_MOBILENET_V3_SMALL
 
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(0)

@@ -3,40 +3,31 @@
     from segdeploy.zoo import create_model
     module = create_model("lraspp_mobilenet_v3_large", num_classes=11)
 
-A model is one line in `MODELS` and one `ModelSpec`. `models.json` is the generated table that
-`segdeploy list models` prints without loading torch; a contract test recomputes it.
+A model is one line in `segdeploy.zoo.catalog` and one `ModelSpec` or `Architecture`. `models.json`
+is the generated table that `segdeploy list models` prints without loading torch; a contract test
+recomputes it.
 """
 
 from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any
 
-from segdeploy.core.registry import Registry
 from segdeploy.core.task import IGNORE_WIDE
+from segdeploy.zoo.catalog import ARCHITECTURES, MODELS
+from segdeploy.zoo.encoders import ENCODERS, create_encoder
 from segdeploy.zoo.spec import ModelSpec
 
 if TYPE_CHECKING:
     from torch import nn
 
-MODELS: Registry[ModelSpec] = Registry(
-    "model",
-    {
-        "deeplabv3_mobilenet_v3_large": "segdeploy.zoo.deeplabv3:DEEPLABV3_MOBILENET_V3_LARGE",
-        "lraspp_mobilenet_v3_large": "segdeploy.zoo.lraspp:LRASPP_MOBILENET_V3_LARGE",
-        "lraspp_mobilenet_v3_small": "segdeploy.zoo.lraspp:LRASPP_MOBILENET_V3_SMALL",
-        "unet": "segdeploy.zoo.unet:UNET",
-        "unet_base64": "segdeploy.zoo.unet:UNET_BASE64",
-        "unet_transposed": "segdeploy.zoo.unet:UNET_TRANSPOSED",
-    },
-    entry_point_group="segdeploy.models",
-)
 
-
-def create_model(name: str, num_classes: int) -> nn.Module:
+def create_model(name: str, num_classes: int, in_channels: int = 3) -> nn.Module:
     """Return a freshly initialised model with K = `num_classes` logit channels.
 
-    Its forward takes float32 (N, 3, H, W), H and W >= 32, and returns {"out": logits (N, K, H, W)},
-    in training mode also {"aux": ...} where the model has an auxiliary head.
+    Its forward takes float32 (N, C, H, W), C = `in_channels`, H and W >= 32, and returns
+    {"out": logits (N, K, H, W)}. In training mode there are also {"aux": ...} or {"aux1": ...}:
+    logits of auxiliary heads, of the same shape, and {"se": ...}: presence logits (N, K), where
+    the model has such heads.
 
     Raises:
         UnknownNameError: If no model has this name.
@@ -54,11 +45,8 @@ def create_model(name: str, num_classes: int) -> nn.Module:
     if name not in MODELS:
         raise MODELS.unknown(name)
     require_torch("torchvision")
-    return MODELS.get(name).build(num_classes)
-
-
-# Encoders under their own names come with the architectures that take any of them.
-ENCODERS: Registry[Any] = Registry("encoder", {})
+    spec = MODELS.get(name)
+    return spec.build(num_classes, *([in_channels] if in_channels != 3 else []))
 
 
 def describe_models() -> list[dict[str, Any]]:
@@ -89,9 +77,11 @@ def __getattr__(name: str) -> Any:
 
 
 __all__ = [
+    "ARCHITECTURES",
     "ENCODERS",
     "MODELS",
     "ModelSpec",
+    "create_encoder",
     "create_model",
     "describe_models",
     "load_module",

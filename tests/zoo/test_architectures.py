@@ -13,7 +13,6 @@ from segdeploy.frameworks.torchvision import prepare_torchvision
 from segdeploy.zoo import MODELS, create_model, main_logits
 from segdeploy.zoo.checkpoint import num_parameters
 from segdeploy.zoo.outputs import split_outputs
-from segdeploy.zoo.taps import stage_indices
 
 prepare_torchvision()
 from torchvision import models  # noqa: E402
@@ -176,19 +175,6 @@ def test_an_unknown_model_answers_with_the_nearest(name: str) -> None:
     with pytest.raises(UnknownNameError, match="Unknown model") as caught:
         create_model(name, 2)
     assert "segdeploy list models" in caught.value.hint
-
-
-def test_stages_begin_where_the_stride_changes() -> None:
-    """C2 and C4 of MobileNetV3 by their strides, found by running it."""
-    for create, dilated in ((models.mobilenet_v3_large, False), (models.mobilenet_v3_small, False)):
-        features = create(weights=None, dilated=dilated).features.eval()
-        x, starts = torch.zeros(1, 3, 64, 64), []
-        for index, block in enumerate(features):
-            smaller = block(x)
-            if smaller.shape[-1] < x.shape[-1]:
-                starts.append(index)
-            x = smaller
-        assert stage_indices(features) == [*starts, len(features) - 1]
 
 
 def test_outputs_of_any_form_have_main_logits() -> None:

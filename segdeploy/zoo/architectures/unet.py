@@ -68,7 +68,7 @@ class UNet(nn.Module):
     """The whole net; `base` is the width b of the first level."""
 
     def __init__(
-        self, num_classes: int, *, base: int = 32, bilinear: bool = True, in_channels: int = 3
+        self, num_classes: int, in_channels: int = 3, *, base: int = 32, bilinear: bool = True
     ) -> None:
         super().__init__()
         half = 2 if bilinear else 1
@@ -101,6 +101,7 @@ def _spec(name: str, *, base: int, bilinear: bool) -> ModelSpec:
         build=partial(UNet, base=base, bilinear=bilinear),
         output_stride=1,
         source="arXiv:1505.04597",
+        family="WZ",
         input_size=(480, 480),
     )
 

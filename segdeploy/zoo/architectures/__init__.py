@@ -1,0 +1,1 @@
+"""Architectures, each one file; `segdeploy.zoo.catalog` names them."""
