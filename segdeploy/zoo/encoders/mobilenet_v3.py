@@ -21,9 +21,9 @@ def build_low_high(name: str, in_channels: int = 3) -> ChainEncoder:
     features = get_model(name, weights=None, dilated=True).features
     features[0][0] = with_in_channels(features[0][0], in_channels)
     names = list(dict(features.named_children()))
-    # torchvision marks the blocks in which a stage (C2, C3, ...) begins; C2 has stride 8.
+    # torchvision marks the blocks that halve the size (C1, C2, ...); C2 has stride 8.
     begins = [i for i, block in enumerate(features) if getattr(block, "_is_cn", False)]
-    low = begins[-2]
+    low = begins[1]
     channels = features[low].out_channels, features[-1].out_channels
     stages = names[: low + 1], names[low + 1 :]
     return ChainEncoder(
