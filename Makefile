@@ -10,7 +10,7 @@ setup: $(VENV)/.installed
 $(VENV)/.installed: pyproject.toml constraints.txt
 	$(PYTHON) -m venv $(VENV)
 	$(BIN)/pip install --quiet --constraint constraints.txt torch torchvision
-	$(BIN)/pip install --quiet --constraint constraints.txt --editable '.[torch,cpu,dev]'
+	$(BIN)/pip install --quiet --constraint constraints.txt --editable '.[torch,cpu,zoo,dev]'
 	touch $@
 
 demo: setup
@@ -33,7 +33,7 @@ format: setup
 	$(BIN)/ruff format .
 
 bench: setup
-	$(BIN)/python benchmarks/camvid_table.py
+	$(BIN)/python benchmarks/camvid_targets.py
 
 clean:
 	rm -rf $(VENV) runs build *.egg-info

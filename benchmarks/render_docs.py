@@ -76,9 +76,67 @@ def parity() -> str:
     return "\n".join(lines)
 
 
+def zoo() -> str:
+    found = read("zoo")
+    lines = [
+        (
+            "| model | family | parameters | published | GMAC | logits equal to | dynamic ONNX "
+            "| TorchScript | noise | flips | export, s | ONNX, MiB |"
+        ),
+        "|---" * 12 + "|",
+    ]
+    listed = json.loads((HERE.parent / "segdeploy" / "zoo" / "models.json").read_bytes())
+    lines += [_zoo_row(row, found[row["name"]]) for row in listed]
+    return "\n".join(lines)
+
+
+def _zoo_row(listed: dict[str, Any], found: dict[str, Any]) -> str:
+    build, export = found["build"], found["export"]
+    counts = build["published"]
+    is_equal = all(row["published"] == row["ours"] for row in counts)
+    published = (
+        ("equal" if is_equal else "DIFFERS") + f" ({counts[0]['system']})" if counts else "-"
+    )
+    reference = build["reference"]
+    library = {"segmentation-models-pytorch": "SMP"}.get
+    equal = (
+        f"{library(reference['library'], reference['library'])}: {reference['max_relative']:.0e}"
+        if reference
+        else "-"
+    )
+    onnx = max(row["onnx"]["max_relative"] for row in export["rows"])
+    flips = max(row["onnx"]["flip_rate"] for row in export["rows"])
+    traced = [row["torchscript"] for row in export["rows"]]
+    script = export["torchscript_error"] or f"yes, {max(row['max_relative'] for row in traced):.0e}"
+    sizes = "" if export["is_dynamic"] else "static only, "
+    return (
+        f"| {listed['name']} | {build['family']} | {listed['num_parameters']:,} | {published} "
+        f"| {listed['macs'] / 1e9:.2f} | {equal} | {sizes}{onnx:.0e} | {script} "
+        f"| {export['noise_floor']:.0e} | {flips:.0e} "
+        f"| {export['export_seconds']:.0f} | {export['onnx_mib']:.0f} |"
+    )
+
+
+def zoo_training() -> str:
+    found = read("zoo")
+    lines = [
+        "| model | create, s | MiB | fp32 loss, steps 1-5 | 16-20 | bf16, steps 1-5 | 16-20 |",
+        "|---" * 7 + "|",
+    ]
+    for name, row in found.items():
+        build, fp32, bf16 = row["build"], row["train"]["none"], row["train"]["bf16"]
+        lines.append(
+            f"| {name} | {build['create_seconds']:.2f} | {build['create_mib']:.0f} "
+            f"| {fp32['losses'][0]:.2f} | {fp32['losses'][-1]:.2f} "
+            f"| {bf16['losses'][0]:.2f} | {bf16['losses'][-1]:.2f} |"
+        )
+    return "\n".join(lines)
+
+
 BLOCKS = {
     README: {"camvid": camvid, "commands": commands},
     HERE.parent / "docs" / "numerics.md": {"parity": parity},
+    HERE.parent / "docs" / "zoo.md": {"zoo": zoo, "training": zoo_training},
 }
 
 

@@ -21,12 +21,12 @@ from segdeploy.core.folder import load_folder
 from segdeploy.core.manifest import Manifest
 from segdeploy.core.preprocess import PreprocessSpec, preprocess_image, restore_labels
 from segdeploy.core.session import Session
-from segdeploy.core.task import Task, predict_labels
+from segdeploy.core.task import Task, predict_confidence, predict_labels
 
 
 @dataclass(frozen=True)
 class Prediction:
-    """Label map (h, w) at the image's own size; confidence in [0, 1] (h, w) if the contract has it.
+    """Label map (h, w) at the image's own size; confidence in [0, 1] (h, w) where there is one.
 
     Confidence is the probability of the predicted label (`core.task.predict_confidence`).
     """
@@ -71,8 +71,17 @@ class Predictor:
             raise ValueError("this predictor was not opened from a folder")
         return self._manifest
 
-    def predict(self, image: NDArray[np.uint8]) -> Prediction:
+    @property
+    def has_confidence(self) -> bool:
+        """False if the payload gives labels and nothing else."""
+        return self.io.output is not OutputKind.LABELS
+
+    def predict(self, image: NDArray[np.uint8], *, with_confidence: bool = False) -> Prediction:
         """Return the prediction for one uint8 RGB image (h, w, 3), at its own size.
+
+        Args:
+            image: The picture.
+            with_confidence: Also where it has to be computed from logits, which takes time.
 
         Raises:
             DataError: If it is no such image.
@@ -83,6 +92,8 @@ class Predictor:
         found = self.session.run(item[None])
         if self.io.output is OutputKind.LOGITS:
             labels = predict_labels(found["logits"], self.task)[0]
+            if with_confidence:
+                found["confidence"] = predict_confidence(found["logits"], self.task)
         else:
             labels = found["labels"][0]
         confidence = found.get("confidence")

@@ -18,6 +18,7 @@ from typing import Annotated, Any, cast
 import typer
 
 from segdeploy.core.errors import SegDeployError
+from segdeploy.core.trust import allow_code
 from segdeploy.frameworks.progress import QUIET, is_quiet
 
 EXIT_BUG = 70
@@ -44,7 +45,22 @@ app = typer.Typer(
 )
 
 
+def _allow(is_given: bool) -> bool:
+    if is_given:
+        allow_code()
+    return is_given
+
+
 JSON = Annotated[bool, typer.Option("--json", help="One JSON document on stdout, nothing else.")]
+# Of every command that opens a checkpoint. The flag acts by itself; commands need not look at it.
+ALLOW_CODE = Annotated[
+    bool,
+    typer.Option(
+        "--allow-code",
+        callback=_allow,
+        help="Import the code of a model package.module:callable that a checkpoint names.",
+    ),
+]
 VERBOSITY = {"-q": QUIET, "--quiet": QUIET, "-v": VERBOSE, "--verbose": VERBOSE}
 
 

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from segdeploy.cli.app import JSON, app, emit, say
+from segdeploy.cli.app import ALLOW_CODE, JSON, app, emit, say
 from segdeploy.cli.parsing import parse_size
 
 if TYPE_CHECKING:
@@ -24,6 +24,7 @@ def bench(
     seconds: Annotated[float, typer.Option(help="Sampling time per artifact.")] = 3.0,
     warmup: Annotated[float, typer.Option(help="Warm-up time per artifact, seconds.")] = 1.0,
     save: Annotated[bool, typer.Option(help="Write bench.json into each folder.")] = True,
+    _allow_code: ALLOW_CODE = False,
     as_json: JSON = False,
 ) -> None:
     """Measure artifacts side by side; a checkpoint runs as eager PyTorch."""

@@ -7,17 +7,22 @@ from __future__ import annotations
 
 from segdeploy.cli import (  # isort: skip  the order is the order of --help
     demo,
+    data,
     train,
+    import_weights,
     export,
     verify,
     evaluate,
     bench,
     predict,
     report,
+    show,
     list,  # noqa: A004  the command's own name
+    zoo,
     doctor,
 )
 
 __all__ = [
-    "bench", "demo", "doctor", "evaluate", "export", "list", "predict", "report", "train", "verify",
+    "bench", "data", "demo", "doctor", "evaluate", "export", "import_weights", "list", "predict",
+    "report", "show", "train", "verify", "zoo",
 ]  # fmt: skip

@@ -1,13 +1,14 @@
-"""`segdeploy evaluate`: mIoU, pixel accuracy and per-class scores on a labelled data set."""
+"""`segdeploy evaluate`: mIoU with its interval, accuracies and per-class scores on labels."""
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from segdeploy.cli.app import JSON, app, emit
+from segdeploy.cli.app import ALLOW_CODE, JSON, app, emit
 
 if TYPE_CHECKING:
     from segdeploy.core.results import EvalResult
@@ -22,7 +23,9 @@ def evaluate(
     nproc: Annotated[int, typer.Option(help="Number of processes.")] = 1,
     device: Annotated[str, typer.Option(help="cpu or cuda.")] = "cpu",
     limit: Annotated[int | None, typer.Option(help="Only the first so many images.")] = None,
+    boundary: Annotated[bool, typer.Option(help="Also score the outlines; slow.")] = False,
     save: Annotated[bool, typer.Option(help="Write eval.json and pictures.")] = True,
+    _allow_code: ALLOW_CODE = False,
     as_json: JSON = False,
 ) -> None:
     """Score a checkpoint or artifact against labels."""
@@ -38,6 +41,7 @@ def evaluate(
             nproc=nproc,
             device=device,
             limit=limit,
+            boundary=boundary,
             save=save,
             progress=lambda done, total: advance("evaluate", done, total),
         )
@@ -51,18 +55,42 @@ def _render(result: EvalResult) -> None:
     from rich.table import Table
 
     table = Table(title=f"{result.target} on {result.data}, {result.num_images} images")
+    columns = {"IoU": result.class_iou, "accuracy": result.class_accuracy}
+    if result.class_boundary_iou and result.class_boundary_f:
+        columns["boundary IoU"] = result.class_boundary_iou
+        columns["boundary F"] = result.class_boundary_f
     table.add_column("class")
-    table.add_column("IoU", justify="right")
-    table.add_column("accuracy", justify="right")
-    accuracy = result.class_accuracy
-    for name, iou in result.class_iou.items():
-        table.add_row(escape(name), _percent(iou), _percent(accuracy[name]))
+    for name in columns:
+        table.add_column(name, justify="right")
+    for name in result.classes:
+        table.add_row(escape(name), *(_percent(scores[name]) for scores in columns.values()))
     table.add_section()
     table.add_row("mean IoU / pixels", _percent(result.mean_iou), _percent(result.pixel_accuracy))
+    means = [result.mean_iou, result.mean_accuracy, result.boundary_iou, result.boundary_f]
+    table.add_row("mean", *(_percent(mean) for mean in means[: len(columns)]))
     console = Console()
     console.print(table)
+    for line in _summary(result):
+        console.print(line, markup=False, highlight=False)
     if result.absent_classes:
         console.print(f"absent, not counted: {', '.join(result.absent_classes)}", markup=False)
+
+
+def _summary(result: EvalResult) -> Iterator[str]:
+    """Yield the scores of the whole, one line a topic."""
+    if result.mean_iou_ci:
+        low, high = (_percent(end) for end in result.mean_iou_ci)
+        yield f"mean IoU, 95 % interval over images: {low} to {high}"
+    yield (
+        f"mean Dice {_percent(result.mean_dice)}, "
+        f"frequency-weighted IoU {_percent(result.frequency_weighted_iou)}"
+    )
+    if result.task == "binary":
+        text = f"foreground IoU {_percent(result.foreground_iou)}"
+        text += f", Dice {_percent(result.foreground_dice)}"
+        if result.mae is not None:
+            text += f", MAE {result.mae:.4f}, max F {_percent(result.max_f)}"
+        yield text
 
 
 def _percent(value: float | None) -> str:

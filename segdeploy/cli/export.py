@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Annotated, Literal
 
 import typer
 
-from segdeploy.cli.app import JSON, app, emit, say
+from segdeploy.cli.app import ALLOW_CODE, JSON, app, emit, say
 from segdeploy.core.contract import InputKind, OutputKind
 
 if TYPE_CHECKING:
@@ -42,6 +42,7 @@ def export(
         str | None,
         typer.Option(help="NAME[:ROOT] whose val images verify; default: the calibration set."),
     ] = None,
+    _allow_code: ALLOW_CODE = False,
     as_json: JSON = False,
 ) -> None:
     """Build deployable artifacts from a checkpoint, and verify each."""

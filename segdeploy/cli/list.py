@@ -25,7 +25,8 @@ class Kind(StrEnum):
 def list_kind(kind: Annotated[Kind, typer.Argument()], as_json: JSON = False) -> None:
     """List the known models, data sets, targets, losses or metrics."""
     rows = _ROWS[kind]()
-    emit(rows, as_json, lambda: _print_table(rows))
+    shown = [_brief(row) for row in rows] if kind is Kind.MODELS else rows
+    emit(rows, as_json, lambda: _print_table(shown))
 
 
 def _models() -> list[dict[str, Any]]:
@@ -49,7 +50,7 @@ def _datasets() -> list[dict[str, Any]]:
 def _encoders() -> list[dict[str, Any]]:
     from segdeploy.zoo import ENCODERS
 
-    return [{"name": name} for name in ENCODERS]
+    return [*({"name": name} for name in ENCODERS), {"name": "timm/<any name of timm>"}]
 
 
 def _losses() -> list[dict[str, Any]]:
@@ -74,14 +75,33 @@ _ROWS = {
 }
 
 
+def _brief(row: dict[str, Any]) -> dict[str, Any]:
+    """A model's row for people: multiply-adds are of one image of that size."""
+    macs = row["macs"]
+    return {
+        "name": row["name"],
+        "parameters": row["num_parameters"],
+        "GMAC": None if macs is None else f"{macs / 1e9:.2f}",
+        "at": row["input_size"],
+        "family": row["family"],
+    }
+
+
 def _print_table(rows: list[dict[str, Any]]) -> None:
     from rich.console import Console
     from rich.table import Table
 
     table = Table()
     for name in rows[0] if rows else ["name"]:
-        table.add_column(name, overflow="fold")
+        table.add_column(name, overflow="fold", no_wrap=name in {"parameters", "GMAC", "at"})
     for row in rows:
-        table.add_row(*("-" if v is None else f"{v:,}" if type(v) is int else str(v)
-                        for v in row.values()))  # fmt: skip
+        table.add_row(*map(_shown, row.values()))
     Console().print(table)
+
+
+def _shown(value: Any) -> str:
+    if value is None:
+        return "-"
+    if isinstance(value, list):
+        return "x".join(map(str, value))
+    return f"{value:,}" if type(value) is int else str(value)

@@ -7,7 +7,7 @@ from typing import Annotated
 
 import typer
 
-from segdeploy.cli.app import JSON, app, emit, say
+from segdeploy.cli.app import ALLOW_CODE, JSON, app, emit, say
 
 
 @app.command()
@@ -16,6 +16,7 @@ def predict(
     images: Annotated[list[str], typer.Argument(help="Files, folders, quoted patterns.")],
     out: Annotated[Path, typer.Option("--out", "-o", help="Folder for masks and overlays.")],
     device: Annotated[str, typer.Option(help="cpu or cuda.")] = "cpu",
+    _allow_code: ALLOW_CODE = False,
     as_json: JSON = False,
 ) -> None:
     """Write NAME.png (class indices) and NAME_overlay.png for each image."""

@@ -8,8 +8,9 @@ from typing import Annotated, Any
 
 import typer
 
-from segdeploy.cli.app import JSON, app, emit, say
+from segdeploy.cli.app import ALLOW_CODE, JSON, app, emit, say
 from segdeploy.cli.parsing import parse_pair, parse_size
+from segdeploy.core.trust import check_trusted
 
 
 @app.command()
@@ -17,7 +18,10 @@ def train(
     config: Annotated[
         Path | None, typer.Argument(help="Recipe in TOML; flags override it.", metavar="CONFIG")
     ] = None,
-    model: Annotated[str | None, typer.Option(help="See 'segdeploy list models'.")] = None,
+    model: Annotated[
+        str | None,
+        typer.Option(help="See 'segdeploy list models'; or package.module:callable."),
+    ] = None,
     data: Annotated[str | None, typer.Option(help="NAME or NAME:ROOT.")] = None,
     out: Annotated[Path | None, typer.Option(help="The run folder.")] = None,
     epochs: int | None = None,
@@ -40,8 +44,10 @@ def train(
         Path | None,
         typer.Option(help="Start from a checkpoint, .safetensors or .pth; heads may differ."),
     ] = None,
+    freeze: Annotated[str | None, typer.Option(help="none or encoder.")] = None,
     note: Annotated[str | None, typer.Option(help="Kept in the manifest.")] = None,
     resume: Annotated[bool, typer.Option("--resume", help="Continue RUN/last.")] = False,
+    _allow_code: ALLOW_CODE = False,
     as_json: JSON = False,
 ) -> None:
     """Train a model; the best checkpoint by validation mIoU is RUN/checkpoint."""
@@ -54,9 +60,12 @@ def train(
         "optimizer": optimizer, "lr": lr, "weight_decay": weight_decay,
         "warmup_steps": warmup_steps, "class_weights": class_weights, "amp": amp,
         "ema_decay": ema_decay, "seed": seed, "val_every": val_every, "device": device,
-        "nproc": nproc, "workers": workers, "init": str(init) if init else None, "note": note,
+        "nproc": nproc, "workers": workers, "init": str(init) if init else None,
+        "freeze": freeze, "note": note,
     }  # fmt: skip
     settings = resumed_config(config, flags) if resume else load_config(config, flags)
+    if settings.model != model:  # What was typed is consent; what a file says is not.
+        check_trusted(settings.model, "The recipe")
     checkpoint = run(settings, resume=resume)
     document = {
         "path": str(checkpoint.path),

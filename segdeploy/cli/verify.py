@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from segdeploy.cli.app import JSON, app, emit, say
+from segdeploy.cli.app import ALLOW_CODE, JSON, app, emit, say
 
 if TYPE_CHECKING:
     from segdeploy.core.results import ParityReport
@@ -26,6 +26,7 @@ def verify(
     ] = None,
     images: Annotated[int, typer.Option(help="Number of images at the model's own size.")] = 8,
     device: Annotated[str, typer.Option(help="cpu or cuda.")] = "cpu",
+    _allow_code: ALLOW_CODE = False,
     as_json: JSON = False,
 ) -> None:
     """Compare an artifact with its reference, in decisions."""

@@ -11,6 +11,7 @@
     ├── ExportError
     │   ├── UnsupportedTargetError
     │   └── BuildError (.log: tail of the converter's log)
+    ├── DownloadError          an index or file of a store cannot be fetched
     ├── RunLockedError         another process works in the run folder
     ├── TrainError             training cannot go on; the run folder is still resumable
     ├── BackendUnavailableError (hint = install line)             exit 4
@@ -96,6 +97,10 @@ class BuildError(ExportError):
 
     def __str__(self) -> str:
         return f"{super().__str__()}\n{self.log}" if self.log else super().__str__()
+
+
+class DownloadError(SegDeployError):
+    """An index or file of a store cannot be fetched; the message names address and status."""
 
 
 class RunLockedError(SegDeployError):

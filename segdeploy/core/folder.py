@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import os
 import platform
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from importlib import metadata
@@ -177,13 +177,7 @@ def save_folder(
     Raises:
         ArtifactError: If it cannot be written, or a folder of something else is there.
     """
-    with write_errors(path):
-        is_ours = any((path / name).exists() for name in (MANIFEST, *manifest.files))
-        if path.is_dir() and not is_ours and any(path.iterdir()):
-            raise ArtifactError(
-                f"{path} holds other files and no {MANIFEST}; it will not be replaced.",
-                hint="Choose an empty or new folder.",
-            )
+    check_replaceable(path, manifest.files)
     with replacing_directory(path) as temporary:
         write(temporary)
         complete = manifest.replace(
@@ -198,6 +192,21 @@ def save_folder(
         )
         (temporary / MANIFEST).write_bytes(encode_manifest(complete))
     return (Checkpoint if complete.kind == "checkpoint" else Artifact)(path, complete)
+
+
+def check_replaceable(path: Path, names: Iterable[str] = ()) -> None:
+    """Check that a folder is absent, empty, or a model folder: has a manifest or one of `names`.
+
+    Raises:
+        ArtifactError: If it holds something else.
+    """
+    with write_errors(path):
+        is_ours = any((path / name).exists() for name in (MANIFEST, *names))
+        if path.is_dir() and not is_ours and any(path.iterdir()):
+            raise ArtifactError(
+                f"{path} holds other files and no {MANIFEST}; it will not be replaced.",
+                hint="Choose an empty or new folder.",
+            )
 
 
 def mark_passed(folder: ModelFolder, passed: bool) -> None:

@@ -14,7 +14,10 @@ import msgspec
 import numpy as np
 from numpy.typing import NDArray
 
+from segdeploy.core import scores
 from segdeploy.core.errors import ArtifactError
+from segdeploy.core.scores import ClassCounts
+from segdeploy.core.task import Task
 
 
 @dataclass(frozen=True)
@@ -71,7 +74,9 @@ class ParityReport:
 class EvalResult:
     """Quality against labels. `confusion[t, p]` counts pixels of truth t predicted as p (K x K).
 
-    A binary task has K = 2 here: background, then its one class.
+    A binary task has K = 2 here: background, then its one class. What the confusion matrix cannot
+    give is a field: `mean_iou_ci` is the 95 % bootstrap interval over images; `mae` and `max_f` are
+    a binary task's, where the model gives probabilities; the outlines' scores are made on demand.
     """
 
     target: str
@@ -79,54 +84,109 @@ class EvalResult:
     classes: tuple[str, ...]
     confusion: NDArray[np.int64]
     num_images: int
+    task: Task = Task.MULTICLASS
+    mean_iou_ci: tuple[float, float] | None = None
+    mae: float | None = None
+    max_f: float | None = None
+    class_boundary_iou: dict[str, float | None] | None = None
+    class_boundary_f: dict[str, float | None] | None = None
 
     @property
     def class_iou(self) -> dict[str, float | None]:
         """Intersection over union per class in [0, 1]; None for a class absent from the labels."""
-        hits = np.diag(self.confusion)
-        union = self.confusion.sum(0) + self.confusion.sum(1) - hits
-        return self._where_present(hits, union)
+        return by_class(self.classes, scores.class_iou(self._counts))
 
     @property
     def class_accuracy(self) -> dict[str, float | None]:
         """Share of each class's pixels that were found (recall); None for an absent class."""
-        return self._where_present(np.diag(self.confusion), self.confusion.sum(1))
+        return by_class(self.classes, scores.class_accuracy(self._counts))
 
-    def _where_present(
-        self, part: NDArray[np.int64], whole: NDArray[np.int64]
-    ) -> dict[str, float | None]:
-        present = self.confusion.sum(1) > 0
-        return {
-            name: float(part[k] / whole[k]) if present[k] else None
-            for k, name in enumerate(self.classes)
-        }
+    @property
+    def class_dice(self) -> dict[str, float | None]:
+        """Dice (F1) per class in [0, 1]; None for an absent class."""
+        return by_class(self.classes, scores.class_dice(self._counts))
 
     @property
     def absent_classes(self) -> list[str]:
-        """Classes with no labelled pixel; they are not part of the mean."""
+        """Classes with no labelled pixel; they are not part of any mean."""
         return [name for name, iou in self.class_iou.items() if iou is None]
 
     @property
     def mean_iou(self) -> float | None:
         """Mean IoU over the classes that are present in the labels, in [0, 1]."""
-        values = [v for v in self.class_iou.values() if v is not None]
-        return float(np.mean(values)) if values else None
+        return known(scores.mean_iou(self._counts))
 
     @property
     def pixel_accuracy(self) -> float | None:
         """Share of labelled pixels that are right, in [0, 1]."""
-        total = int(self.confusion.sum())
-        return float(np.diag(self.confusion).sum() / total) if total else None
+        return known(scores.pixel_accuracy(self._counts))
+
+    @property
+    def mean_accuracy(self) -> float | None:
+        """Mean of `class_accuracy` over the classes present, in [0, 1]."""
+        return known(scores.mean_accuracy(self._counts))
+
+    @property
+    def mean_dice(self) -> float | None:
+        """Mean of `class_dice` over the classes present, in [0, 1]."""
+        return known(scores.mean_dice(self._counts))
+
+    @property
+    def frequency_weighted_iou(self) -> float | None:
+        """`class_iou` weighted by each class's share of the labelled pixels, in [0, 1]."""
+        return known(scores.frequency_weighted_iou(self._counts))
+
+    @property
+    def foreground_iou(self) -> float | None:
+        """IoU of a binary task's one class, decided at logit 0; None for other tasks."""
+        if self.task is not Task.BINARY:
+            return None
+        return known(scores.foreground_iou(self._counts))
+
+    @property
+    def foreground_dice(self) -> float | None:
+        """Dice of a binary task's one class, decided at logit 0; None for other tasks."""
+        if self.task is not Task.BINARY:
+            return None
+        return known(scores.foreground_dice(self._counts))
+
+    @property
+    def boundary_iou(self) -> float | None:
+        """Mean of `class_boundary_iou` over the classes present; None if not asked for."""
+        return _mean(self.class_boundary_iou)
+
+    @property
+    def boundary_f(self) -> float | None:
+        """Mean of `class_boundary_f` over the classes present; None if not asked for."""
+        return _mean(self.class_boundary_f)
+
+    @property
+    def _counts(self) -> ClassCounts:
+        return ClassCounts.of(self.confusion)
 
     def to_dict(self) -> dict[str, Any]:
         """Return the JSON document of `evaluate`."""
         return {
             "target": self.target,
             "data": self.data,
+            "task": str(self.task),
             "mean_iou": self.mean_iou,
+            "mean_iou_ci": None if self.mean_iou_ci is None else list(self.mean_iou_ci),
             "pixel_accuracy": self.pixel_accuracy,
+            "mean_accuracy": self.mean_accuracy,
+            "mean_dice": self.mean_dice,
+            "frequency_weighted_iou": self.frequency_weighted_iou,
+            "foreground_iou": self.foreground_iou,
+            "foreground_dice": self.foreground_dice,
+            "mae": self.mae,
+            "max_f": self.max_f,
+            "boundary_iou": self.boundary_iou,
+            "boundary_f": self.boundary_f,
             "class_iou": self.class_iou,
             "class_accuracy": self.class_accuracy,
+            "class_dice": self.class_dice,
+            "class_boundary_iou": self.class_boundary_iou,
+            "class_boundary_f": self.class_boundary_f,
             "absent_classes": self.absent_classes,
             "classes": list(self.classes),
             "confusion": self.confusion.tolist(),
@@ -135,14 +195,36 @@ class EvalResult:
 
     @classmethod
     def from_dict(cls, plain: dict[str, Any]) -> EvalResult:
-        """Read the document back; derived numbers are computed anew from the confusion matrix."""
+        """Read the document back; what the confusion matrix gives is computed anew."""
+        interval = plain.get("mean_iou_ci")
+        names = ("mae", "max_f", "class_boundary_iou", "class_boundary_f")
         return cls(
             target=plain["target"],
             data=plain["data"],
             classes=tuple(plain["classes"]),
             confusion=np.asarray(plain["confusion"], dtype=np.int64),
             num_images=plain["num_images"],
+            task=Task(plain.get("task", Task.MULTICLASS)),
+            mean_iou_ci=None if interval is None else (interval[0], interval[1]),
+            **{name: plain.get(name) for name in names},
         )
+
+
+def known(score: NDArray[np.float64] | float) -> float | None:
+    """Return one score, None where it is NaN."""
+    return None if np.isnan(score) else float(score)
+
+
+def by_class(
+    classes: tuple[str, ...], class_scores: NDArray[np.float64]
+) -> dict[str, float | None]:
+    """Return scores (K,) by class name, None where NaN."""
+    return {name: known(score) for name, score in zip(classes, class_scores, strict=True)}
+
+
+def _mean(class_scores: dict[str, float | None] | None) -> float | None:
+    present = [score for score in (class_scores or {}).values() if score is not None]
+    return float(np.mean(present)) if present else None
 
 
 @dataclass(frozen=True, kw_only=True)

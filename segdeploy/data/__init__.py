@@ -13,10 +13,22 @@ from segdeploy.data.sample import Dataset, OpenDataset, Sample
 DATASETS: Registry[OpenDataset] = Registry(
     "dataset",
     {
+        "ade20k": "segdeploy.data.ade20k:open_ade20k",
         "camvid": "segdeploy.data.camvid:open_camvid",
+        "cityscapes": "segdeploy.data.cityscapes:open_cityscapes",
+        "coco": "segdeploy.data.coco:open_coco",
+        "coco_stuff": "segdeploy.data.coco_stuff:open_coco_stuff",
+        "coco_voc": "segdeploy.data.coco_voc:open_coco_voc",
+        "drive": "segdeploy.data.drive:open_drive",
+        "duts": "segdeploy.data.duts:open_duts",
         "folder": "segdeploy.data.folder:open_folder",
+        "isbi2012": "segdeploy.data.isbi2012:open_isbi2012",
+        "pascal_context": "segdeploy.data.pascal_context:open_pascal_context",
+        "pet": "segdeploy.data.pet:open_pet",
         "synthetic": "segdeploy.data.synthetic:open_synthetic",
         "synthetic_binary": "segdeploy.data.synthetic:open_synthetic_binary",
+        "voc": "segdeploy.data.voc:open_voc",
+        "voc_aug": "segdeploy.data.voc_aug:open_voc_aug",
     },
     entry_point_group="segdeploy.datasets",
 )

@@ -6,10 +6,8 @@ Layout: root/{train,val,test} images and root/{train,val,test}annot masks. Sourc
 
 from __future__ import annotations
 
-from pathlib import Path
-
-from segdeploy.core.errors import DataError
 from segdeploy.core.task import IGNORE, Task
+from segdeploy.data.layout import find_layout, find_split
 from segdeploy.data.pairs import PairDataset, match_by_stem
 from segdeploy.data.sample import Dataset
 
@@ -17,7 +15,7 @@ CLASSES = (
     "Sky", "Building", "Pole", "Road", "Pavement", "Tree", "SignSymbol", "Fence", "Car",
     "Pedestrian", "Bicyclist",
 )  # fmt: skip
-_VOID = 11
+_REMAP = {k: k for k in range(len(CLASSES))} | {len(CLASSES): IGNORE}
 
 
 def open_camvid(root: str | None, split: str) -> Dataset:
@@ -26,15 +24,8 @@ def open_camvid(root: str | None, split: str) -> Dataset:
     Raises:
         DataError: If root is not given or lacks the split.
     """
-    if root is None:
-        raise DataError("camvid needs a root.", hint="Write camvid:PATH, e.g. camvid:data/camvid.")
-    images, labels = Path(root) / split, Path(root) / f"{split}annot"
-    for folder in (images, labels):
-        if not folder.is_dir():
-            raise DataError(
-                f"{root} is not CamVid in the SegNet layout: there is no folder {folder}.",
-                hint="Expected {train,val,test}/ with images and {train,val,test}annot/ with "
-                "masks of class indices.",
-            )
-    pairs = match_by_stem(images, labels)
-    return PairDataset(f"camvid/{split}", Task.MULTICLASS, CLASSES, pairs, {_VOID: IGNORE})
+    _, top = find_layout("camvid", root, {"CamVid in the SegNet layout": ()})
+    images, labels = find_split(top, split, split, f"{split}annot")
+    return PairDataset(
+        f"camvid/{split}", Task.MULTICLASS, CLASSES, match_by_stem(images, labels), _REMAP
+    )

@@ -26,7 +26,7 @@ from segdeploy.core.errors import DataError
 from segdeploy.core.task import Task
 from segdeploy.data.images import IMAGE_SUFFIXES, read_label
 from segdeploy.data.pairs import PairDataset, match_by_stem
-from segdeploy.data.sample import Dataset
+from segdeploy.data.sample import Dataset, LabelIdError, NoSplitError
 
 _CLASS_FILES = ("classes.txt", "classes.names", "labels.txt")
 _VAL_EVERY = 5
@@ -51,7 +51,7 @@ class _BinaryFolder(PairDataset):
             if self._is_stored_as_255:
                 stored = (stored == 255).astype(np.uint8)
         elif 1 in values and self.__dict__.get("_is_stored_as_255"):
-            raise DataError(
+            raise LabelIdError(
                 f"{path} holds the id 1, but other masks of this data set store the class as 255.",
                 hint="Store all masks as 0 and 1, 255 where nothing is labelled.",
             )
@@ -114,8 +114,8 @@ def _split_pairs(images: Path, labels: Path, split: str) -> list[tuple[Path, Pat
         return match_by_stem(images / split, labels / split)
     found = sorted(p.name for p in images.glob("[!.]*") if p.is_dir())
     if found:
-        raise DataError(f"{images} has no split '{split}', only {found}.", hint=_LAYOUT)
+        raise NoSplitError(f"{images} has no split '{split}', only {found}.", hint=_LAYOUT)
     if split not in {"train", "val"}:
-        raise DataError(f"A flat folder has the splits train and val, not '{split}'.")
+        raise NoSplitError(f"A flat folder has the splits train and val, not '{split}'.")
     pairs = match_by_stem(images, labels)
     return [p for i, p in enumerate(pairs) if (i % _VAL_EVERY == 0) == (split == "val")]

@@ -23,6 +23,7 @@ from segdeploy.core.errors import DataError
 IMAGE_SUFFIXES = {".jpg", ".jpeg", ".png", ".bmp", ".tif", ".tiff", ".webp"}
 _DEEP_MODES = {"I", "F", "I;16", "I;16B", "I;16L", "I;16N"}
 _TIFF_BITS_PER_SAMPLE = 258
+_HALF = 128
 _LOSSY = {"JPEG", "MPO"}
 _LABEL_MODES = {"P", "L", "1", "I", "I;16", "I;16B", "I;16L"}
 
@@ -99,6 +100,17 @@ def _as_ids(picture: Image.Image, path: Path) -> NDArray[np.unsignedinteger[Any]
     if label.min(initial=0) < 0 or label.max(initial=0) > 65535:
         raise DataError(f"{path} holds label values outside 0..65535.")
     return label.astype(np.uint16)
+
+
+def read_bright(path: Path) -> NDArray[np.uint8]:
+    """Return 1 where a mask (H, W) is at least half bright, else 0; any mode of picture.
+
+    Raises:
+        DataError: If the file is missing, damaged, or deeper than 8 bits.
+    """
+    with _opened(path) as picture:
+        brightness = Image.fromarray(_as_rgb(picture, path, "ignore")).convert("L")
+        return (np.asarray(brightness) >= _HALF).astype(np.uint8)
 
 
 @contextmanager

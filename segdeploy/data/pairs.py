@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
@@ -11,16 +12,22 @@ import numpy as np
 from numpy.typing import NDArray
 
 from segdeploy.core.errors import DataError
-from segdeploy.core.task import Task, ignore_value
+from segdeploy.core.task import IGNORE_WIDE, Task, ignore_value, label_dtype
 from segdeploy.data.images import list_images, read_image, read_label
-from segdeploy.data.sample import Sample
+from segdeploy.data.sample import LabelIdError, LabelSizeError, Sample
+
+Stored = NDArray[np.unsignedinteger[Any]]
+
+_UNKNOWN = IGNORE_WIDE - 1  # No class: label maps end at 16 bits, and no data set has as many.
 
 
 @dataclass(frozen=True)
 class PairDataset:
     """Pairs of an image file and a label file.
 
-    `remap` sends stored label values to others (say void 11 to 255) before they are checked.
+    `remap` gives the label of each value that may be stored (say 255 for void 11); without it
+    labels are stored as they are. The ignore value needs no entry. `read` returns what a label file
+    stores, (H, W).
     """
 
     name: str
@@ -28,6 +35,7 @@ class PairDataset:
     classes: tuple[str, ...]
     pairs: Sequence[tuple[Path, Path]]
     remap: Mapping[int, int] = field(default_factory=dict)
+    read: Callable[[Path], Stored] = read_label
 
     def __len__(self) -> int:
         return len(self.pairs)
@@ -40,32 +48,47 @@ class PairDataset:
         """
         image_path, label_path = self.pairs[index]
         image = read_image(image_path)
-        label = self._checked(read_label(label_path), label_path)
-        if label.shape != image.shape[:2]:
-            raise DataError(
-                f"{label_path} is {label.shape[1]}x{label.shape[0]}, its image {image_path} "
-                f"{image.shape[1]}x{image.shape[0]} (width x height).",
-                hint="Image and label must have the same size.",
-            )
+        label = self._checked(self.read(label_path), label_path)
+        check_size(image, label, image_path, label_path)
         return Sample(image_path.stem, image, label)
 
-    def _checked(
-        self, stored: NDArray[np.unsignedinteger[Any]], path: Path
-    ) -> NDArray[np.unsignedinteger[Any]]:
-        label = stored.copy() if self.remap else stored
-        for old, new in self.remap.items():
-            label[stored == old] = new
+    def _checked(self, stored: Stored, path: Path) -> Stored:
+        label = self._table[stored] if self.remap else stored
         num_ids = 2 if self.task is Task.BINARY else len(self.classes)
         ignored = ignore_value(num_ids)
         wrong = (label >= num_ids) & (label != ignored)
         if wrong.any():
-            found = np.unique(label[wrong])[:5].tolist()
-            raise DataError(
-                f"{path} holds label ids {found}; with {num_ids} classes they must be below "
-                f"{num_ids}, or {ignored} (ignored).",
+            found = np.unique(stored[wrong])[:5].tolist()
+            raise LabelIdError(
+                f"{path} holds label ids {found}; {self._expected(num_ids)}, or {ignored} "
+                "(ignored).",
                 hint="Fix the mask or the list of classes.",
             )
-        return label
+        return label.astype(label_dtype(num_ids)) if self.remap else label
+
+    def _expected(self, num_ids: int) -> str:
+        if self.remap:
+            return f"those of {self.name} are {min(self.remap)} to {max(self.remap)}"
+        return f"with {num_ids} classes they must be below {num_ids}"
+
+    @cached_property
+    def _table(self) -> NDArray[np.uint16]:
+        """The label of every 16-bit value."""
+        table = np.full(IGNORE_WIDE + 1, _UNKNOWN, np.uint16)
+        ignored = ignore_value(len(self.classes))
+        table[ignored] = ignored
+        table[list(self.remap)] = list(self.remap.values())
+        return table
+
+
+def check_size(image: NDArray[np.uint8], label: Stored, image_path: Path, label_path: Path) -> None:
+    """Raise a LabelSizeError that names both files unless image and label have the same size."""
+    if label.shape != image.shape[:2]:
+        raise LabelSizeError(
+            f"{label_path} is {label.shape[1]}x{label.shape[0]}, its image {image_path} "
+            f"{image.shape[1]}x{image.shape[0]} (width x height).",
+            hint="Image and label must have the same size.",
+        )
 
 
 def match_by_stem(images: Path, labels: Path) -> list[tuple[Path, Path]]:

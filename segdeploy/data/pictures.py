@@ -116,14 +116,14 @@ def comparison(
     ignored, wrong = resize_labels(ignored, shown), resize_labels(wrong, shown)
     panels = {
         "image": small,
-        "label": _hatch(overlay(small, label, num_classes, 0.65), ignored),
+        "label": hatch(overlay(small, label, num_classes, 0.65), ignored),
         "prediction": overlay(small, prediction, num_classes, 0.65),
-        f"difference: {share:.1f} % wrong": _hatch(_difference(small, wrong), ignored),
+        f"difference: {share:.1f} % wrong": hatch(_difference(small, wrong), ignored),
     }
     sheet = _sheet(panels, shown)
     present = np.union1d(label, prediction)
     names = {int(i): classes[int(i)] for i in present if int(i) < len(classes)}
-    return _with_legend(sheet, names, num_classes) if names else np.asarray(sheet)
+    return with_legend(sheet, names, num_classes) if names else np.asarray(sheet)
 
 
 def _panel_size(size: tuple[int, int]) -> tuple[int, int]:
@@ -141,7 +141,7 @@ def _difference(image: Picture, wrong: NDArray[np.bool_]) -> Picture:
     return drawn
 
 
-def _hatch(picture: Picture, where: NDArray[np.bool_]) -> Picture:
+def hatch(picture: Picture, where: NDArray[np.bool_]) -> Picture:
     """Return the picture with grey diagonal stripes on some pixels."""
     rows, columns = np.indices(where.shape)
     stripes = np.where((rows + columns) // 4 % 2, 120, 190).astype(np.uint8)
@@ -163,7 +163,7 @@ def _sheet(panels: dict[str, Picture], size: tuple[int, int]) -> Image.Image:
     return sheet
 
 
-def _with_legend(sheet: Image.Image, names: dict[int, str], num_classes: int) -> Picture:
+def with_legend(sheet: Image.Image, names: dict[int, str], num_classes: int) -> Picture:
     """Return the sheet with a line of colour swatches and class names below it."""
     font, colors = ImageFont.load_default(_FONT_SIZE), palette(num_classes)
     line, x, places = 0, _GAP, []

@@ -9,7 +9,20 @@ from typing import Any, Protocol
 import numpy as np
 from numpy.typing import NDArray
 
+from segdeploy.core.errors import DataError
 from segdeploy.core.task import Task
+
+
+class NoSplitError(DataError):
+    """The data set has no such split, or it is not labelled: nothing is broken."""
+
+
+class LabelIdError(DataError):
+    """A label holds an id that is no class."""
+
+
+class LabelSizeError(DataError):
+    """A label and its image have different sizes."""
 
 
 @dataclass(frozen=True)

@@ -20,7 +20,7 @@ from PIL import Image, ImageDraw
 
 from segdeploy.core.errors import DataError
 from segdeploy.core.task import IGNORE, Task
-from segdeploy.data.sample import Dataset, Sample
+from segdeploy.data.sample import Dataset, NoSplitError, Sample
 
 CLASSES = ("background", "disc", "box", "triangle", "bar")
 _SPLITS = {"train": 1, "val": 2, "test": 3}
@@ -151,7 +151,7 @@ def open_synthetic_binary(root: str | None, split: str) -> Dataset:
 
 def _parse(root: str | None, split: str) -> tuple[tuple[int, int], int]:
     if split not in _SPLITS:
-        raise DataError(f"synthetic has no split '{split}', only {', '.join(_SPLITS)}.")
+        raise NoSplitError(f"synthetic has no split '{split}', only {', '.join(_SPLITS)}.")
     match = re.fullmatch(r"(\d+)x(\d+)(?::(\d+))?", root or "96x128")
     if match is None:
         raise DataError(f"'{root}' is not a size.", hint="Write synthetic:HxW or synthetic:HxW:N.")

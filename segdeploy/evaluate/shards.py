@@ -17,14 +17,14 @@ from functools import cache
 from pathlib import Path
 
 import numpy as np
-from numpy.typing import NDArray
 
 from segdeploy.backends.predictor import Predictor, open_predictor
 from segdeploy.core.errors import SegDeployError, TrainError
 from segdeploy.data import open_dataset
 from segdeploy.data.sample import Dataset
+from segdeploy.evaluate.tally import Tally, Wanted, fill_record
 from segdeploy.frameworks.interrupts import deaf_children
-from segdeploy.metrics import ConfusionMatrix, accumulate, count_labels
+from segdeploy.metrics import count_each
 
 Progress = Callable[[int, int], object]
 """Called with (images done, images in all)."""
@@ -40,40 +40,40 @@ class Job:
     data: str
     split: str
     device: str
+    wanted: Wanted
 
 
 def count_alone(
-    predictor: Predictor, dataset: Dataset, indices: Sequence[int], progress: Progress | None
-) -> ConfusionMatrix:
-    """Return the confusion matrix of some images, in this process."""
-    done = 0
-
-    def tick() -> None:
-        nonlocal done
-        done += 1
-        if progress is not None:
-            progress(done, len(indices))
-
-    matrix, _ = accumulate(
+    job: Job,
+    predictor: Predictor,
+    dataset: Dataset,
+    indices: Sequence[int],
+    progress: Progress | None,
+) -> Tally:
+    """Return the counts of some images, in this process."""
+    wanted, tally = job.wanted, Tally.empty(job.wanted, len(indices))
+    images = count_each(
         (dataset[i] for i in indices),
-        lambda image: predictor.predict(image).labels,
-        count_labels(dataset.task, len(dataset.classes)),
-        progress=tick,
+        lambda image: predictor.predict(image, with_confidence=wanted.saliency),
+        wanted.num_labels,
     )
-    return matrix
+    for place, (sample, found, matrix) in enumerate(images):
+        tally.confusion += matrix.matrix
+        fill_record(tally.records[place], sample.label, found, matrix)
+        if progress is not None:
+            progress(place + 1, len(indices))
+    return tally
 
 
-def count_spawned(
-    job: Job, indices: Sequence[int], num_labels: int, nproc: int, progress: Progress | None
-) -> ConfusionMatrix:
-    """Return the confusion matrix of some images, by `nproc` processes.
+def count_spawned(job: Job, indices: Sequence[int], nproc: int, progress: Progress | None) -> Tally:
+    """Return the counts of some images, by `nproc` processes.
 
     Raises:
         SegDeployError: What a process raised, or that one ended without an answer.
     """
-    chunks = [indices[start : start + _CHUNK] for start in range(0, len(indices), _CHUNK)]
+    chunks = [slice(start, start + _CHUNK) for start in range(0, len(indices), _CHUNK)]
     threads = max(1, (os.cpu_count() or 1) // nproc)
-    total, done = ConfusionMatrix(num_labels), 0
+    total, done = Tally.empty(job.wanted, len(indices)), 0
     pool = ProcessPoolExecutor(
         min(nproc, len(chunks)),
         mp_context=multiprocessing.get_context("spawn"),
@@ -82,12 +82,12 @@ def count_spawned(
     )
     try:
         with deaf_children():
-            waiting = {pool.submit(_count_chunk, job, chunk) for chunk in chunks}
+            places = {pool.submit(_count_chunk, job, indices[part]): part for part in chunks}
+        waiting = set(places)
         while waiting:
             ready, waiting = wait(waiting, timeout=1.0, return_when=FIRST_EXCEPTION)
             for future in ready:
-                counts = future.result()
-                total += ConfusionMatrix(num_labels, counts)
+                total.add(future.result(), places[future])
                 done += 1
             if progress is not None:
                 progress(min(len(indices), done * _CHUNK), len(indices))
@@ -109,9 +109,9 @@ def _prepare_process(threads: int) -> None:
     os.environ["OMP_NUM_THREADS"] = str(share)  # torch reads it, and our ONNX Runtime door.
 
 
-def _count_chunk(job: Job, indices: Sequence[int]) -> NDArray[np.int64]:
+def _count_chunk(job: Job, indices: Sequence[int]) -> Tally:
     predictor, dataset = _open_once(job)
-    return count_alone(predictor, dataset, indices, None).matrix
+    return count_alone(job, predictor, dataset, indices, None)
 
 
 @cache
@@ -129,19 +129,13 @@ def is_main() -> bool:
     return not is_launched() or os.environ["RANK"] == "0"
 
 
-def count_ranks(
-    count: Callable[[Sequence[int]], ConfusionMatrix],
-    indices: Sequence[int],
-    num_labels: int,
-    device: str,
-) -> ConfusionMatrix:
-    """Return the confusion matrix over all ranks, the same in each of them.
+def count_ranks(job: Job, count: Callable[[Sequence[int]], Tally], indices: Sequence[int]) -> Tally:
+    """Return the counts of all ranks, the same in each of them.
 
     Args:
+        job: What is counted, and where.
         count: Counts this rank's images.
         indices: Of all images; the same list in every rank.
-        num_labels: K of the matrix.
-        device: `cpu` or `cuda`.
 
     Raises:
         SegDeployError: What this rank raised, or that another rank failed or is lost.
@@ -151,15 +145,15 @@ def count_ranks(
     from segdeploy.frameworks.distributed import process_group
 
     failure: SegDeployError | None = None
-    shard = torch.zeros(num_labels * num_labels + 1, dtype=torch.int64)
+    total = Tally.empty(job.wanted, len(indices))
     try:
-        with process_group(device) as group:
+        with process_group(job.device) as group:
             try:
-                matrix = count(indices[group.rank :: group.world])
-                shard[:-1] = torch.from_numpy(matrix.matrix.ravel())
+                mine = slice(group.rank, None, group.world)
+                total.add(count(indices[mine]), mine)
             except SegDeployError as error:
                 failure = error
-                shard[-1] = 1
+            shard = torch.from_numpy(np.append(total.flat, int(failure is not None)))
             summed = group.sum(shard.to(group.device)).cpu().numpy()
     except TrainError as error:
         raise SegDeployError(
@@ -170,4 +164,4 @@ def count_ranks(
         raise failure
     if summed[-1]:
         raise SegDeployError(f"{summed[-1]} other ranks failed.", hint="See their messages.")
-    return ConfusionMatrix(num_labels, summed[:-1].reshape(num_labels, num_labels))
+    return Tally.from_flat(job.wanted, summed[:-1])

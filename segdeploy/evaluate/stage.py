@@ -22,7 +22,8 @@ from segdeploy.core.errors import ArtifactError, ConfigError, DataError
 from segdeploy.core.files import write_bytes, write_errors, write_json
 from segdeploy.core.folder import ModelFolder, load_folder
 from segdeploy.core.lock import run_lock
-from segdeploy.core.results import EvalResult
+from segdeploy.core.results import EvalResult, by_class, known
+from segdeploy.core.scores import mean_iou
 from segdeploy.core.task import Task
 from segdeploy.data import VAL, open_dataset
 from segdeploy.data.pictures import comparison
@@ -36,7 +37,11 @@ from segdeploy.evaluate.shards import (
     is_launched,
     is_main,
 )
-from segdeploy.metrics import ConfusionMatrix, count_labels, label_names
+from segdeploy.evaluate.tally import Tally, Wanted
+from segdeploy.metrics import count_labels, label_names
+from segdeploy.metrics.bootstrap import bootstrap_interval
+from segdeploy.metrics.boundary import class_boundary_f, class_boundary_iou
+from segdeploy.metrics.saliency import mae, max_f
 
 EVAL, SAMPLES = "eval.json", "samples"
 _NUM_PICTURES = 6
@@ -51,10 +56,11 @@ def evaluate(
     nproc: int = 1,
     device: str = "cpu",
     limit: int | None = None,
+    boundary: bool = False,
     save: bool = True,
     progress: Progress | None = None,
 ) -> EvalResult:
-    """Return the confusion matrix of a checkpoint or artifact on a labelled data set.
+    """Return the quality of a checkpoint or artifact on a labelled data set.
 
     Args:
         path: The folder; `eval.json` and pictures under `samples/` are written into it.
@@ -64,6 +70,7 @@ def evaluate(
             the work instead, and only rank 0 writes.
         device: `cpu` or `cuda`.
         limit: Only the first so many images.
+        boundary: Also score the outlines; slow.
         save: False writes nothing.
         progress: Called with (done, total) images.
 
@@ -87,9 +94,14 @@ def evaluate(
         run_lock(folder.path.parent) if writes else nullcontext(),
         open_predictor(folder.path, device) as predictor,
     ):
-        job = Job(folder.path, data, split, device)
-        matrix = _count(job, predictor, dataset, indices, nproc=nproc, progress=progress)
-        result = _result(folder, dataset, matrix, len(indices))
+        wanted = Wanted(
+            count_labels(dataset.task, len(dataset.classes)),
+            outlines=boundary,
+            saliency=dataset.task is Task.BINARY and predictor.has_confidence,
+        )
+        job = Job(folder.path, data, split, device, wanted)
+        tally = _count(job, predictor, dataset, indices, nproc=nproc, progress=progress)
+        result = _result(folder, dataset, tally)
         if writes:
             pictures = _draw_pictures(predictor, dataset, indices)
             with _replacing_pictures(folder.path / SAMPLES, pictures):
@@ -145,30 +157,39 @@ def _count(
     *,
     nproc: int,
     progress: Progress | None,
-) -> ConfusionMatrix:
-    num_labels = count_labels(dataset.task, len(dataset.classes))
+) -> Tally:
     if is_launched():
         shown = progress if is_main() else None
         return count_ranks(
-            lambda part: count_alone(predictor, dataset, part, shown),
-            indices, num_labels, job.device,
-        )  # fmt: skip
+            job, lambda part: count_alone(job, predictor, dataset, part, shown), indices
+        )
     if nproc == 1:
-        return count_alone(predictor, dataset, indices, progress)
-    return count_spawned(job, indices, num_labels, nproc, progress)
+        return count_alone(job, predictor, dataset, indices, progress)
+    return count_spawned(job, indices, nproc, progress)
 
 
-def _result(
-    folder: ModelFolder, dataset: Dataset, matrix: ConfusionMatrix, num_images: int
-) -> EvalResult:
-    manifest = folder.manifest
+def _result(folder: ModelFolder, dataset: Dataset, tally: Tally) -> EvalResult:
+    manifest, records, num_images = folder.manifest, tally.records, len(tally.records)
+    classes = label_names(manifest.task, manifest.classes)
+    names = records.dtype.names or ()
+    outlines = "band" in names
     part = "" if num_images == len(dataset) else f" (first {num_images} of {len(dataset)})"
     return EvalResult(
         target=folder.name,
         data=f"{dataset.name}{part}",
-        classes=label_names(manifest.task, manifest.classes),
-        confusion=matrix.matrix,
+        classes=classes,
+        confusion=tally.confusion,
         num_images=num_images,
+        task=manifest.task,
+        mean_iou_ci=bootstrap_interval(records["classes"], mean_iou),
+        mae=known(mae(records["error"])) if "error" in names else None,
+        max_f=known(max_f(records["histogram"])) if "histogram" in names else None,
+        class_boundary_iou=(
+            by_class(classes, class_boundary_iou(records["band"])) if outlines else None
+        ),
+        class_boundary_f=(
+            by_class(classes, class_boundary_f(records["contour"])) if outlines else None
+        ),
     )
 
 

@@ -19,6 +19,7 @@ from segdeploy.core.folder import MANIFEST, Checkpoint
 from segdeploy.core.manifest import decode_manifest
 from segdeploy.core.target import ExportTarget, Precision
 from segdeploy.core.task import Task
+from segdeploy.zoo import MODELS
 
 MIN_SIZE = 32
 MAX_SIZE = 16384
@@ -68,6 +69,7 @@ def plan_export(
     """
     wanted = list(dict.fromkeys(ExportTarget.parse(text) for text in targets))
     _check_options(wanted, size, name)
+    _check_model_size(checkpoint.manifest.model, size)
     for target in wanted:
         _check_target(target, io, checkpoint.manifest.task)
     plain = Step(PLAIN, IoContract(), size, out / default_name(PLAIN, IoContract(), size))
@@ -109,6 +111,19 @@ def _check_options(
         raise ConfigError(f"--name '{name}' fits one target, but {len(wanted)} were asked for.")
     if not name or name.startswith(".") or any(c in name for c in "/\\\0"):
         raise ConfigError(f"'{name}' is not a bare folder name.")
+
+
+def _check_model_size(model: str, size: tuple[int, int] | None) -> None:
+    """Refuse dynamic sizes of a model that is exported at one size (its own ones are unknown)."""
+    if size is not None or model not in MODELS or ":" in model:
+        return
+    spec = MODELS.get(model)
+    if spec.is_fixed_size:
+        height, width = spec.input_size
+        raise ConfigError(
+            f"{model} is exported at one size, and --size is dynamic.",
+            hint=f"Give --size HxW, e.g. its design size: --size {height}x{width}.",
+        )
 
 
 def _check_target(target: ExportTarget, io: IoContract, task: Task) -> None:

@@ -7,30 +7,14 @@ look like a bad model. A binary task has K = 2 here: background, then its one cl
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable
-from typing import Any, Protocol
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
 from segdeploy.core.errors import ArtifactError, DataError
-from segdeploy.core.task import Task, ignore_value
-
-
-class LabelledImage(Protocol):
-    """What `accumulate` needs of a sample; `segdeploy.data.Sample` is one."""
-
-    @property
-    def name(self) -> str:
-        """What messages call it."""
-
-    @property
-    def image(self) -> NDArray[np.uint8]:
-        """Uint8 RGB of shape (H, W, 3)."""
-
-    @property
-    def label(self) -> NDArray[np.unsignedinteger[Any]]:
-        """Class ids of shape (H, W), with the ignore value."""
+from segdeploy.core.scores import ClassCounts
+from segdeploy.core.task import IGNORE, Task, ignore_value
 
 
 def count_labels(task: Task, num_classes: int) -> int:
@@ -69,6 +53,11 @@ class ConfusionMatrix:
         """The counts (K, K), row = truth; a copy."""
         return self._matrix.copy()
 
+    @property
+    def counts(self) -> ClassCounts:
+        """Hits, truth and predictions per class (K,): what scores are made of."""
+        return ClassCounts.of(self.matrix)
+
     def update(
         self, label: NDArray[np.integer[Any]], prediction: NDArray[np.integer[Any]], name: str = ""
     ) -> None:
@@ -89,72 +78,65 @@ class ConfusionMatrix:
             raise DataError(
                 f"The label{where} has shape {label.shape}, its prediction {prediction.shape}."
             )
+        if label.dtype == prediction.dtype == np.uint8 and self.ignore == IGNORE:
+            self._matrix += self._count_bytes(label, prediction, where)
+        else:
+            self._matrix += self._count_any(label, prediction, where)
+
+    def _count_bytes(
+        self, label: NDArray[Any], prediction: NDArray[Any], where: str
+    ) -> NDArray[np.int64]:
+        """Count all 256 x 256 pairs of bytes: one pass, where masks and checks cost several."""
+        pairs = label.astype(np.uint16).ravel()
+        pairs <<= 8
+        pairs |= prediction.ravel()
+        joint = np.bincount(pairs, minlength=256 * 256).reshape(256, 256)
+        strays = joint[self.num_classes : self.ignore].any(axis=1)
+        if strays.any():
+            raise self._stray_label(int(strays.argmax()) + self.num_classes, where)
+        strays = joint[: self.num_classes, self.num_classes :].any(axis=0)
+        if strays.any():
+            raise self._stray_prediction(int(strays.argmax()) + self.num_classes, where)
+        return joint[: self.num_classes, : self.num_classes]
+
+    def _count_any(
+        self, label: NDArray[Any], prediction: NDArray[Any], where: str
+    ) -> NDArray[np.int64]:
+        """Count ids of any integer type."""
         truth = label[label != self.ignore]
         guess = prediction[label != self.ignore]
-        if stray := self._stray_id(truth):
-            raise DataError(
-                f"The label{where} holds the id {stray}, but there are {self.num_classes} "
-                f"classes (0 to {self.num_classes - 1}; {self.ignore} is ignored).",
-                hint="Check the class list and how the masks were written.",
-            )
-        if stray := self._stray_id(guess):
-            raise ArtifactError(
-                f"The prediction{where} holds the id {stray}, but there are {self.num_classes} "
-                "classes."
-            )
+        if (stray := self._find_stray(truth)) is not None:
+            raise self._stray_label(stray, where)
+        if (stray := self._find_stray(guess)) is not None:
+            raise self._stray_prediction(stray, where)
         pairs = truth.astype(np.int64) * self.num_classes + guess.astype(np.int64)
         counts = np.bincount(pairs, minlength=self.num_classes**2)
-        self._matrix += counts.reshape(self._matrix.shape)
+        return counts.reshape(self._matrix.shape)
 
-    def _stray_id(self, ids: NDArray[Any]) -> str | None:
+    def _find_stray(self, ids: NDArray[Any]) -> int | str | None:
         if ids.size == 0 or ids.dtype == np.bool_:
             return None
         if not np.issubdtype(ids.dtype, np.integer):
             return f"type {ids.dtype}"
         low, high = int(ids.min()), int(ids.max())
         if low < 0:
-            return str(low)
-        return str(high) if high >= self.num_classes else None
+            return low
+        return high if high >= self.num_classes else None
+
+    def _stray_label(self, stray: int | str, where: str) -> DataError:
+        return DataError(
+            f"The label{where} holds the id {stray}, but there are {self.num_classes} "
+            f"classes (0 to {self.num_classes - 1}; {self.ignore} is ignored).",
+            hint="Check the class list and how the masks were written.",
+        )
+
+    def _stray_prediction(self, stray: int | str, where: str) -> ArtifactError:
+        return ArtifactError(
+            f"The prediction{where} holds the id {stray}, but there are {self.num_classes} classes."
+        )
 
     def __add__(self, other: ConfusionMatrix) -> ConfusionMatrix:
         """Return the counts of both; raises ValueError for another K."""
         if other.num_classes != self.num_classes:
             raise ValueError(f"cannot add counts of {other.num_classes} to {self.num_classes}")
         return ConfusionMatrix(self.num_classes, self._matrix + other._matrix)
-
-
-def accumulate(
-    samples: Iterable[LabelledImage],
-    predict: Callable[[NDArray[np.uint8]], NDArray[np.integer[Any]]],
-    num_classes: int,
-    *,
-    progress: Callable[[], object] | None = None,
-) -> tuple[ConfusionMatrix, int]:
-    """Return the confusion matrix over all samples, and how many images there were.
-
-    Args:
-        samples: Read one by one; nothing is kept.
-        predict: Label map (H, W) of one image, at the size of the image's label.
-        num_classes: K of the matrix (`count_labels`).
-        progress: Called after each image.
-
-    Raises:
-        DataError: If a label does not fit; names the sample.
-    """
-    matrix = ConfusionMatrix(num_classes)
-    num_images = 0
-    for sample in samples:
-        if sample.label.shape != sample.image.shape[:2]:
-            raise DataError(
-                f"The label of {sample.name} has size {sample.label.shape}, its image "
-                f"{sample.image.shape[:2]} (H, W)."
-            )
-        try:
-            prediction = predict(sample.image)
-        except DataError as error:
-            raise DataError(f"{sample.name}: {error.message}", hint=error.hint) from error
-        matrix.update(sample.label, prediction, sample.name)
-        num_images += 1
-        if progress is not None:
-            progress()
-    return matrix, num_images

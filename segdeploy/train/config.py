@@ -30,7 +30,9 @@ class TrainConfig:
     `class_weights` "sqrt_median" weights class c by sqrt(median frequency / frequency of c).
     `norm_momentum` replaces the models' batch-norm momentum: MobileNetV3's 0.01 needs about 500
     iterations to settle, too many for a short run. `ema_decay` 0 keeps no averaged weights.
-    `deterministic` None means: on CPU yes, on GPU no.
+    `deterministic` None means: on CPU yes, on GPU no. `freeze` "encoder" keeps the weights and the
+    norm statistics of the model's encoder as they are. `se_weight` weights the loss of a presence
+    head ("se"), where the model has one.
     """
 
     model: str
@@ -52,8 +54,10 @@ class TrainConfig:
     loss: str | None = None
     class_weights: Literal["none", "sqrt_median"] = "none"
     aux_weight: float = 0.5
+    se_weight: float = 0.2
     amp: Literal["none", "bf16", "fp16"] = "none"
     channels_last: bool = True
+    freeze: Literal["none", "encoder"] = "none"
     freeze_batch_norm: bool = False
     dropout: bool = True
     norm_momentum: float | None = None
@@ -76,7 +80,7 @@ class TrainConfig:
             _require(getattr(self, name) >= 1, f"{name} must be at least 1", getattr(self, name))
         for name in ("lr", "timeout_s", "poly_power"):
             _require(getattr(self, name) > 0, f"{name} must be positive", getattr(self, name))
-        for name in ("weight_decay", "warmup_steps", "workers", "aux_weight", "seed"):
+        for name in ("weight_decay", "warmup_steps", "workers", "aux_weight", "se_weight", "seed"):
             _require(getattr(self, name) >= 0, f"{name} must not be negative", getattr(self, name))
         low, high = self.scale
         _require(0 < low <= high, "scale must be (low, high) with 0 < low <= high", self.scale)

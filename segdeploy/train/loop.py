@@ -2,8 +2,9 @@
 
 Its state goes through `state_parts`, so that a resumed run is the uninterrupted one.
 
-The loss of a global batch is sum over valid pixels of all ranks / valid pixels of all ranks. DDP
-averages gradients over ranks, hence the factor `world` on the local part.
+The loss of a global batch is sum over valid pixels of all ranks / valid pixels of all ranks, and
+so for images where the model has a presence head. DDP averages gradients over ranks, hence the
+factor `world` on the local part.
 """
 
 from __future__ import annotations
@@ -17,7 +18,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from segdeploy.core.errors import TrainError
+from segdeploy.core.errors import ConfigError, TrainError
 from segdeploy.core.task import Task, ignore_value, num_logits
 from segdeploy.data import Dataset
 from segdeploy.data.transforms import TrainingView, TrainTransform
@@ -25,10 +26,11 @@ from segdeploy.frameworks.distributed import Group
 from segdeploy.train.batches import create_loader, epoch_batches
 from segdeploy.train.config import TrainConfig
 from segdeploy.train.ema import Average
-from segdeploy.train.losses import Loss
+from segdeploy.train.losses import Loss, Presence
 from segdeploy.train.schedule import poly_factor
 from segdeploy.train.state import Progress
-from segdeploy.zoo.outputs import split_outputs
+from segdeploy.zoo.keys import encoder_name
+from segdeploy.zoo.outputs import presence_logits, split_outputs
 
 _AMP_TYPES = {"bf16": torch.bfloat16, "fp16": torch.float16}
 
@@ -52,18 +54,27 @@ class Trainer:
         config: The recipe.
         module: Freshly initialised or loaded; moved to the group's device.
         loss: Sums over valid pixels.
+        presence: Sums over images; used where the model has a presence head.
         group: The processes that train together.
         num_batches: Iterations per epoch.
     """
 
     def __init__(
-        self, config: TrainConfig, module: nn.Module, loss: Loss, group: Group, num_batches: int
+        self,
+        config: TrainConfig,
+        module: nn.Module,
+        loss: Loss,
+        presence: Presence,
+        group: Group,
+        num_batches: int,
     ) -> None:
-        self.config, self.group, self.loss = config, group, loss
+        self.config, self.group = config, group
+        self.loss, self.presence = loss, presence
         self.memory_format = (
             torch.channels_last if config.channels_last else torch.contiguous_format
         )
         self.module = to_memory_format(module.to(group.device), self.memory_format)
+        self.frozen = _freeze(self.module, config)
         self.model: nn.Module = self.module
         if group.world > 1:
             device_ids = [group.device.index] if group.device.type == "cuda" else None
@@ -90,6 +101,8 @@ class Trainer:
             TrainError: If the loss is not finite.
         """
         _set_mode(self.model, self.config)
+        for part in self.frozen:
+            part.eval()
         progress = self.progress
         todo = batches[progress.step :]
         loader = create_loader(view, todo, self.group.rank, self.group.world, self.config.workers)
@@ -113,20 +126,18 @@ class Trainer:
         device = self.group.device
         images = images.to(device, memory_format=self.memory_format, non_blocking=True)
         labels = labels.to(device, non_blocking=True)
-        norm = self.loss.normalizer(labels).to(device)
-        agreed = torch.stack([norm, torch.tensor(float(stop), dtype=norm.dtype, device=device)])
+        agreed = torch.stack([
+            self.loss.normalizer(labels).to(device),
+            self.presence.normalizer(labels).to(device),
+            torch.tensor(float(stop), dtype=torch.float64, device=device),
+        ])  # fmt: skip
         self.group.sum(agreed)
-        norm = agreed[0].clamp(min=1e-12)
         self.optimizer.zero_grad(set_to_none=True)
         amp = _AMP_TYPES.get(self.config.amp, torch.bfloat16)
         with torch.autocast(device.type, amp, enabled=self.config.amp != "none"):
             output = self.model(images)
-        main, auxiliary = split_outputs(output)
-        main_total = self.loss.total(main, labels)
-        total = main_total
-        for logits in auxiliary:
-            total = total + self.config.aux_weight * self.loss.total(logits, labels)
-        self.scaler.scale(total / norm * self.group.world).backward()  # type: ignore[no-untyped-call]
+        main_total, loss = self._losses(output, labels, agreed[:2].clamp(min=1e-12))
+        self.scaler.scale(loss * self.group.world).backward()  # type: ignore[no-untyped-call]
         value = float(self.group.sum(main_total.detach().double()))
         if not math.isfinite(value):
             raise TrainError(
@@ -138,7 +149,20 @@ class Trainer:
         self.scaler.update()
         if self.average is not None:
             self.average.update(self.module)
-        return value, float(agreed[0]), bool(agreed[1])
+        return value, float(agreed[0]), bool(agreed[2])
+
+    def _losses(self, output: Any, labels: Tensor, norms: Tensor) -> tuple[Tensor, Tensor]:
+        """Return this rank's sum of the main loss, and its part of the loss of the batch."""
+        main, auxiliary = split_outputs(output)
+        main_total = total = self.loss.total(main, labels)
+        for logits in auxiliary:
+            total = total + self.config.aux_weight * self.loss.total(logits, labels)
+        loss = total / norms[0]
+        presence = presence_logits(output)
+        if presence is not None:
+            shown = self.presence.total(presence, labels)
+            loss = loss + self.config.se_weight * shown / norms[1]
+        return main_total, loss
 
     def _rate(self, step: int) -> float:
         config = self.config
@@ -176,6 +200,26 @@ class Trainer:
                 self.average.state[key].copy_(value)
             self.average.num_updates = parts["average"]["num_updates"]
         torch.set_rng_state(parts["random"])
+
+
+def _freeze(module: nn.Module, config: TrainConfig) -> list[nn.Module]:
+    """Return the parts that stay as they are, after stopping their gradients.
+
+    Raises:
+        ConfigError: If the model has no encoder, or nothing else.
+    """
+    if config.freeze == "none":
+        return []
+    name = encoder_name(module)
+    if name is None:
+        raise ConfigError(
+            f"{config.model} has no child 'encoder' or 'backbone' to freeze.",
+            hint="Leave --freeze out, or name the module's encoder so.",
+        )
+    encoder = module.get_submodule(name).requires_grad_(requires_grad=False)
+    if not any(p.requires_grad for p in module.parameters()):
+        raise ConfigError(f"{config.model} is all encoder: with it frozen nothing is trained.")
+    return [encoder]
 
 
 def _create_optimizer(config: TrainConfig, module: nn.Module) -> torch.optim.Optimizer:

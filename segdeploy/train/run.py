@@ -13,6 +13,7 @@ import signal
 import time
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
@@ -27,6 +28,7 @@ from segdeploy.core.lock import run_lock
 from segdeploy.core.preprocess import PreprocessSpec
 from segdeploy.core.results import EvalResult
 from segdeploy.core.task import Task, ignore_value
+from segdeploy.core.trust import is_callable_name
 from segdeploy.data import TRAIN, VAL, Dataset, open_dataset
 from segdeploy.data.transforms import AugmentSpec, TrainTransform
 from segdeploy.frameworks.distributed import Group, is_launched, process_group
@@ -45,11 +47,13 @@ from segdeploy.train.loop import (
     plan_epoch,
     to_memory_format,
 )
-from segdeploy.train.losses import Loss
+from segdeploy.train.losses import Loss, Presence
 from segdeploy.train.state import STATE, encode_state, load_state
 from segdeploy.zoo import create_model
 from segdeploy.zoo.checkpoint import save_checkpoint
-from segdeploy.zoo.weights import load_initial_weights, read_weights
+from segdeploy.zoo.custom import check_runs
+from segdeploy.zoo.initial import load_initial_weights
+from segdeploy.zoo.weights import read_weights
 
 
 def run_training(config: TrainConfig, *, resume: bool, is_worker: bool = False) -> Checkpoint:
@@ -153,14 +157,15 @@ class _Run:
         sample = self.train_set[0]
         self.design_size = (sample.image.shape[0], sample.image.shape[1])
         self.crop = config.crop or self.design_size
+        self.init: dict[str, Any] = {}  # What was loaded at the start of the run.
 
     def execute(self, *, resume: bool) -> Checkpoint:
         """Train to the end and return the best checkpoint."""
         config, group = self.config, self.group
         display = TrainingDisplay(config.epochs, is_shown=group.is_main)
         batches = plan_epoch(config, len(self.train_set), 0)
-        trainer = Trainer(config, self._create_module(display), self._create_loss(), group,
-                          len(batches))  # fmt: skip
+        module = self._create_module(display, resume=resume)
+        trainer = Trainer(config, module, *self._create_losses(), group, len(batches))
         log = EpochLog(self.run / "log.jsonl")
         if resume:
             trainer.load_parts(*load_state(self.run / "last"))
@@ -171,15 +176,24 @@ class _Run:
         group.barrier()  # The main rank is still writing what all ranks return.
         return load_checkpoint(self.run / "checkpoint")
 
-    def _create_module(self, display: TrainingDisplay) -> nn.Module:
-        module = create_model(self.config.model, logit_channels(self.train_set))
-        if self.config.init:
-            source = Path(self.config.init)
-            report = load_initial_weights(module, read_weights(source), source)
-            display.say(f"init from {source}: {report}")
+    def _create_module(self, display: TrainingDisplay, *, resume: bool) -> nn.Module:
+        config = self.config
+        module = create_model(config.model, logit_channels(self.train_set))
+        if is_callable_name(config.model):
+            check_runs(module, config.model, self.crop)
+        if resume:
+            last = load_checkpoint(self.run / "last")
+            self.init = last.manifest.options.get("init", {})
+        elif config.init:
+            source = Path(config.init)
+            weights = read_weights(source)
+            report = load_initial_weights(module, weights.tensors, source)
+            self.init = {"source": config.init} | report.to_dict()
+            for note in (*weights.notes, f"init from {source}: {report}"):
+                display.say(note)
         return module
 
-    def _create_loss(self) -> Loss:
+    def _create_losses(self) -> tuple[Loss, Presence]:
         config, data = self.config, self.train_set
         default = "binary_cross_entropy" if data.task is Task.BINARY else "cross_entropy"
         loss = LOSSES.get(config.loss or default)
@@ -189,11 +203,11 @@ class _Run:
                 f"{data.name} is {data.task}.",
                 hint=f"Leave it out, or set loss = '{default}'.",
             )
-        num_ids = count_labels(data.task, len(data.classes))
+        ignore = ignore_value(count_labels(data.task, len(data.classes)))
         weights = None
         if config.class_weights == "sqrt_median":
             weights = torch.tensor(class_weights(data), device=self.group.device)
-        return loss(ignore_value(num_ids), weights)
+        return loss(ignore, weights), Presence(data.task, ignore)
 
     def _epochs(self, trainer: Trainer, log: EpochLog, display: TrainingDisplay) -> None:
         config, progress = self.config, trainer.progress
@@ -296,7 +310,8 @@ class _Run:
             preprocess=self.preprocess,
             design_size=self.design_size,
             note=self.config.note,
-            options={"data": data.name, "best_mean_iou": max(trainer.progress.best, 0.0)},
+            options={"data": data.name, "best_mean_iou": max(trainer.progress.best, 0.0)}
+            | ({"init": self.init} if self.init else {}),
             companions={RECIPE: config_toml(self.config), **companions},
         )
 

@@ -3,9 +3,9 @@
     from segdeploy.zoo import create_model
     module = create_model("lraspp_mobilenet_v3_large", num_classes=11)
 
-A model is one line in `segdeploy.zoo.catalog` and one `ModelSpec` or `Architecture`. `models.json`
-is the generated table that `segdeploy list models` prints without loading torch; a contract test
-recomputes it.
+A model is one line in `segdeploy.zoo.catalog` and one `ModelSpec` or `Architecture`; one of your
+own is `package.module:callable` (see `segdeploy.zoo.custom`). `models.json` is the generated table
+that `segdeploy list models` prints without loading torch; a contract test recomputes it.
 """
 
 from __future__ import annotations
@@ -56,8 +56,8 @@ def describe_models() -> list[dict[str, Any]]:
 
     table = json.loads(resources.files(__package__).joinpath("models.json").read_bytes())
     rows = {row["name"]: row for row in table}
-    unknown = {"task": None, "num_parameters": None, "output_stride": None, "source": None}
-    return [rows.get(name, {"name": name, **unknown}) for name in MODELS]
+    unknown = dict.fromkeys(table[0])
+    return [rows.get(name, unknown | {"name": name}) for name in MODELS]
 
 
 def __getattr__(name: str) -> Any:

@@ -23,7 +23,9 @@ from segdeploy.core.folder import WEIGHTS, Checkpoint, ModelFolder, save_folder
 from segdeploy.core.manifest import Manifest
 from segdeploy.core.preprocess import PreprocessSpec
 from segdeploy.core.task import Task, num_logits
+from segdeploy.core.trust import check_trusted
 from segdeploy.zoo import create_model
+from segdeploy.zoo.keys import difference, shapes_of
 
 
 def save_checkpoint(
@@ -101,33 +103,18 @@ def load_module(checkpoint: ModelFolder, device: str = "cpu") -> nn.Module:
     """Return the checkpoint's module in evaluation mode, fp32, with its weights.
 
     Raises:
-        CheckpointError: If the weights are damaged or do not fit the model.
+        CheckpointError: If the weights are damaged or do not fit the model, or if it is code that
+            may not be imported.
         UnknownNameError: If the manifest names a model that is not in the zoo.
     """
     manifest = checkpoint.manifest
+    check_trusted(manifest.model, checkpoint.path)
     module = create_model(manifest.model, num_logits(manifest.task, len(manifest.classes)))
     state = read_safetensors(checkpoint.path / WEIGHTS)
-    missing, unexpected = _key_difference(module.state_dict(), state)
-    if missing or unexpected:
-        raise CheckpointError(
-            f"{checkpoint.path} does not fit {manifest.model}: missing {_few(missing)}, "
-            f"unexpected or mis-shaped {_few(unexpected)}."
-        )
-    module.load_state_dict(state)
+    if found := difference(shapes_of(module.state_dict()), shapes_of(state)):
+        raise CheckpointError(f"{checkpoint.path} does not fit {manifest.model}: {found}.")
+    module.load_state_dict(state, strict=False)
     return module.eval().to(device)
-
-
-def _key_difference(
-    wanted: Mapping[str, Tensor], found: Mapping[str, Tensor]
-) -> tuple[list[str], list[str]]:
-    missing = [k for k in wanted if k not in found]
-    unexpected = [k for k in found if k not in wanted or found[k].shape != wanted[k].shape]
-    return missing, unexpected
-
-
-def _few(names: Sequence[str]) -> str:
-    shown = ", ".join(names[:5]) or "nothing"
-    return f"{shown} and {len(names) - 5} more" if len(names) > 5 else shown
 
 
 def read_safetensors(path: Path) -> dict[str, Tensor]:

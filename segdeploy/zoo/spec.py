@@ -18,7 +18,8 @@ class ModelSpec:
 
     `build(num_classes, in_channels)` makes a module with K = `num_classes` logit channels; the
     second argument is given only where it is not 3.
-    `output_stride` S is input size over the size of the logits before the last upsampling;
+    `output_stride` S is input size over the size of the logits before the last upsampling (None
+    for a model of one's own);
     `input_size` (H, W) is the design size; `family` says whose net of that name it is (the systems
     use the same words for different nets); `encoder` is its name where the model has a free one.
     Where `is_fixed_size`, exported forms have the size of the export.
@@ -26,7 +27,7 @@ class ModelSpec:
 
     name: str
     build: Callable[..., nn.Module]
-    output_stride: int
+    output_stride: int | None
     source: str
     family: str = ""
     task: Task = Task.MULTICLASS

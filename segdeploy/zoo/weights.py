@@ -1,18 +1,19 @@
-"""Starting weights from elsewhere: a checkpoint folder, safetensors, or a plain state dict.
+"""Reading weights from elsewhere: a checkpoint folder, safetensors, or a pickled state dict.
 
-`.pth` files are read with `weights_only=True`, so that a malicious pickle cannot run anything.
-Tensors whose shape differs (a head of another class count) are re-made, that is, keep their
-fresh initialisation; what was loaded, re-made and skipped is told.
+`.pth` files are read with `weights_only=True`, so that a malicious pickle cannot run anything. The
+one class that is let through, `argparse.Namespace`, holds the settings of many training scripts
+and does nothing when it is loaded.
 """
 
 from __future__ import annotations
 
+from argparse import Namespace
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from segdeploy.core.errors import CheckpointError
 from segdeploy.core.folder import WEIGHTS, load_checkpoint
@@ -20,45 +21,37 @@ from segdeploy.zoo.checkpoint import read_safetensors
 
 
 @dataclass(frozen=True)
-class InitReport:
-    """Which keys of the model were loaded, which re-made, and which of the file were skipped."""
+class Weights:
+    """The tensors of a file, floating-point ones as fp32, and what people should know of it."""
 
-    loaded: list[str]
-    remade: list[str]
-    skipped: list[str]
-
-    def __str__(self) -> str:
-        parts = [f"loaded {len(self.loaded)} tensors"]
-        if self.remade:
-            parts.append(f"re-made {_few(self.remade)}")
-        if self.skipped:
-            parts.append(f"skipped of the file {_few(self.skipped)}")
-        return "; ".join(parts)
+    tensors: dict[str, Tensor]
+    notes: tuple[str, ...] = ()
 
 
-def _few(names: list[str]) -> str:
-    more = f" and {len(names) - 8} more" if len(names) > 8 else ""
-    return ", ".join(names[:8]) + more
-
-
-def read_weights(path: Path) -> dict[str, Tensor]:
+def read_weights(path: Path) -> Weights:
     """Return a state dict from a checkpoint folder, `.safetensors`, or `.pth`/`.pt` file.
+
+    What training loops wrap around it is taken off: the keys `model`, `state_dict` and
+    `model_state_dict`, and the prefixes of DataParallel and torch.compile.
 
     Raises:
         CheckpointError: If it is missing, damaged, unsafe, or holds no tensors.
     """
     if path.is_dir():
-        return read_safetensors(load_checkpoint(path).path / WEIGHTS)
+        return Weights(read_safetensors(load_checkpoint(path).path / WEIGHTS))
     if not path.is_file():
         raise CheckpointError(f"There are no weights at {path}.")
     if path.suffix == ".safetensors":
-        return read_safetensors(path)
-    return _state_dict(_load_pickle(path), path)
+        return Weights(_unwrapped(read_safetensors(path)))
+    loaded = _load_pickle(path)
+    tensors = _state_dict(loaded, path)
+    return Weights(tensors, _notes(loaded, path))
 
 
 def _load_pickle(path: Path) -> Any:
     try:
-        return torch.load(path, map_location="cpu", weights_only=True)
+        with torch.serialization.safe_globals([Namespace]):
+            return torch.load(path, map_location="cpu", weights_only=True)
     except Exception as error:  # The edge to torch and pickle: damaged files raise nearly anything.
         raise CheckpointError(
             f"Cannot read weights {path}: {_reason(error)}",
@@ -81,33 +74,19 @@ def _state_dict(loaded: Any, path: Path) -> dict[str, Tensor]:
         if isinstance(loaded, dict) and isinstance(loaded.get(key), dict):
             loaded = loaded[key]
             break
-    tensors = (
-        {str(k).removeprefix("module."): v for k, v in loaded.items() if isinstance(v, Tensor)}
-        if isinstance(loaded, dict)
-        else {}
-    )
+    found = loaded if isinstance(loaded, dict) else {}
+    tensors = {str(k): v for k, v in found.items() if isinstance(v, Tensor)}
     if not tensors:
         raise CheckpointError(f"{path} holds no state dict.")
-    return {k: v.float() if v.is_floating_point() else v for k, v in tensors.items()}
+    return _unwrapped({k: v.float() if v.is_floating_point() else v for k, v in tensors.items()})
 
 
-def load_initial_weights(module: nn.Module, weights: dict[str, Tensor], source: Path) -> InitReport:
-    """Copy every tensor that fits into `module` and tell what did not.
+def _unwrapped(tensors: dict[str, Tensor]) -> dict[str, Tensor]:
+    """Without the prefixes of DataParallel (`module.`) and of torch.compile (`_orig_mod.`)."""
+    return {k.replace("_orig_mod.", "").removeprefix("module."): v for k, v in tensors.items()}
 
-    Raises:
-        CheckpointError: If not a single tensor fits: these are weights of another model.
-    """
-    own = module.state_dict()
-    fitting = {k: v for k, v in weights.items() if k in own and v.shape == own[k].shape}
-    if not fitting:
-        raise CheckpointError(
-            f"No tensor of {source} fits the model.",
-            hint=f"The model has keys such as {next(iter(own))}; the file has "
-            f"{next(iter(weights), 'none')}.",
-        )
-    module.load_state_dict(fitting, strict=False)
-    return InitReport(
-        loaded=list(fitting),
-        remade=[k for k in own if k not in fitting],
-        skipped=[k for k in weights if k not in own],
-    )
+
+def _notes(loaded: dict[str, Any], path: Path) -> tuple[str, ...]:
+    if not any(isinstance(value, Namespace) for value in loaded.values()):
+        return ()
+    return (f"{path} also holds the arguments of its training script; they were left out.",)

@@ -21,6 +21,7 @@ EXIT_CODES = {
     "ExportError": 2,
     "UnsupportedTargetError": 2,
     "BuildError": 2,
+    "DownloadError": 2,
     "RunLockedError": 2,
     "TrainError": 2,
     "BackendUnavailableError": 4,

@@ -41,11 +41,11 @@ def test_listing_models_and_data_sets_works() -> None:
     said = _run("""
         from segdeploy.zoo import MODELS, describe_models
         from segdeploy.data import DATASETS
-        print(len(MODELS.names()), len(DATASETS.names()))
+        print(len(MODELS.names()) >= 40, len(DATASETS.names()) >= 4)
         print(sorted(row["name"] for row in describe_models()) == MODELS.names())
         print(all(row["num_parameters"] for row in describe_models()))
     """)
-    assert said.split() == ["6", "4", "True", "True"]
+    assert said.split() == ["True"] * 4
 
 
 def test_data_preprocessing_and_scores_work() -> None:

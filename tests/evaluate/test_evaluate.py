@@ -18,6 +18,8 @@ import torch
 from numpy.typing import NDArray
 from PIL import Image
 
+from segdeploy.backends.predictor import Predictor
+from segdeploy.core.contract import IoContract, OutputKind
 from segdeploy.core.errors import (
     ArtifactError,
     ConfigError,
@@ -29,9 +31,17 @@ from segdeploy.core.folder import Checkpoint
 from segdeploy.core.lock import run_lock
 from segdeploy.core.preprocess import PreprocessSpec, SizeRule, preprocess_image
 from segdeploy.core.results import EvalResult, read_result
+from segdeploy.core.scores import mean_iou
 from segdeploy.core.task import Task
 from segdeploy.data import open_dataset
-from segdeploy.evaluate import evaluate
+from segdeploy.evaluate import evaluate, stage
+from segdeploy.metrics.bootstrap import bootstrap_interval
+from segdeploy.metrics.boundary import (
+    band_counts,
+    class_boundary_f,
+    class_boundary_iou,
+    contour_counts,
+)
 from segdeploy.zoo import create_model, load_module, main_logits, save_checkpoint
 
 DATA = "synthetic:48x64:28"  # 7 images to validate on.
@@ -62,14 +72,9 @@ def checkpoint(tmp_path_factory: pytest.TempPathFactory) -> Checkpoint:
 @pytest.fixture(scope="module")
 def expected(checkpoint: Checkpoint) -> NDArray[np.int64]:
     """Count with torch alone."""
-    module, dataset = load_module(checkpoint), open_dataset(DATA, "val")
     matrix = np.zeros((5, 5), np.int64)
-    for i in range(len(dataset)):
-        sample = dataset[i]
-        tensor = torch.from_numpy(preprocess_image(sample.image, PreprocessSpec()))[None]
-        with torch.inference_mode():
-            found = main_logits(module(tensor))[0].argmax(0).numpy()
-        for truth, guess in zip(sample.label.flat, found.flat, strict=True):
+    for label, logits in _predict_all(load_module(checkpoint), DATA):
+        for truth, guess in zip(label.flat, logits.argmax(0).flat, strict=True):
             if truth != 255:
                 matrix[truth, guess] += 1
     assert np.count_nonzero(matrix.sum(0)) > 1
@@ -92,18 +97,69 @@ def test_counts_equal_a_slow_loop_and_are_written(
         assert picture.width > 64
 
 
-def test_two_processes_count_the_same(checkpoint: Checkpoint, expected: NDArray[np.int64]) -> None:
-    result = evaluate(checkpoint.path, data=DATA, nproc=2, save=False)
+@pytest.fixture(scope="module")
+def outlined(checkpoint: Checkpoint) -> EvalResult:
+    return evaluate(checkpoint.path, data=DATA, boundary=True, save=False)
+
+
+def test_two_processes_count_the_same(
+    checkpoint: Checkpoint, expected: NDArray[np.int64], outlined: EvalResult
+) -> None:
+    result = evaluate(checkpoint.path, data=DATA, nproc=2, boundary=True, save=False)
     np.testing.assert_array_equal(result.confusion, expected)
     assert result.num_images == 7
+    assert result.to_dict() == outlined.to_dict()
+
+
+def _predict_all(module: torch.nn.Module, data: str) -> list[tuple[Any, NDArray[np.float64]]]:
+    """Return labels (H, W) and logits (K, H, W) of the validation split, with torch alone."""
+    dataset, found = open_dataset(data, "val"), []
+    for i in range(len(dataset)):
+        sample = dataset[i]
+        tensor = torch.from_numpy(preprocess_image(sample.image, PreprocessSpec()))[None]
+        with torch.inference_mode():
+            logits = main_logits(module(tensor))[0].double().numpy()
+        found.append((sample.label, logits))
+    return found
+
+
+def test_scores_of_single_images_follow_the_images(
+    checkpoint: Checkpoint, outlined: EvalResult
+) -> None:
+    pairs = [(t, x.argmax(0)) for t, x in _predict_all(load_module(checkpoint), DATA)]
+    counts = np.array(
+        [
+            [[((t == k) & (p == k)).sum(), (t == k).sum(), ((p == k) & (t != 255)).sum()]
+             for k in range(5)]
+            for t, p in pairs
+        ]
+    ).transpose(0, 2, 1)  # fmt: skip
+    low, high = outlined.mean_iou_ci or (0, 0)
+    assert (low, high) == bootstrap_interval(counts, mean_iou)
+    assert low < (outlined.mean_iou or 0) < high
+    bands = np.stack([band_counts(*pair, 5) for pair in pairs])
+    contours = np.stack([contour_counts(*pair, 5) for pair in pairs])
+    for found, wanted in (
+        (outlined.class_boundary_iou, class_boundary_iou(bands)),
+        (outlined.class_boundary_f, class_boundary_f(contours)),
+    ):
+        assert list((found or {}).values()) == pytest.approx(wanted.tolist())
+    assert outlined.boundary_iou == pytest.approx(np.mean(class_boundary_iou(bands)))
+    assert (outlined.mae, outlined.max_f, outlined.foreground_iou) == (None, None, None)
+
+
+def test_outlines_are_scored_on_demand_only(checkpoint: Checkpoint) -> None:
+    result = evaluate(checkpoint.path, data=DATA, limit=1, save=False)
+    assert (result.class_boundary_iou, result.boundary_f) == (None, None)
+    assert result.mean_iou_ci is None  # One image says nothing about others.
 
 
 _RANK = """
-import sys
+import json, sys
 from pathlib import Path
 from segdeploy.evaluate import evaluate, is_main
-result = evaluate(Path(sys.argv[1]), data=sys.argv[2], device="cpu", save=False)
-print("MAIN" if is_main() else "OTHER", result.confusion.tolist(), flush=True)
+result = evaluate(Path(sys.argv[1]), data=sys.argv[2], device="cpu", boundary=True, save=False)
+print("MAIN" if is_main() else "OTHER", json.dumps(result.to_dict()), flush=True)
 """
 
 
@@ -131,11 +187,12 @@ def _launch(path: Path, data: str) -> list[subprocess.CompletedProcess[str]]:
     return done
 
 
-def test_ranks_count_the_same(checkpoint: Checkpoint, expected: NDArray[np.int64]) -> None:
+def test_ranks_count_the_same(checkpoint: Checkpoint, outlined: EvalResult) -> None:
     ranks = _launch(checkpoint.path, DATA)
     assert [r.returncode for r in ranks] == [0, 0], ranks[0].stderr + ranks[1].stderr
-    assert f"MAIN {expected.tolist()}" in ranks[0].stdout
-    assert f"OTHER {expected.tolist()}" in ranks[1].stdout
+    document = json.dumps(outlined.to_dict())
+    assert f"MAIN {document}" in ranks[0].stdout
+    assert f"OTHER {document}" in ranks[1].stdout
 
 
 def test_a_failing_rank_ends_the_other(checkpoint: Checkpoint, tmp_path: Path) -> None:
@@ -211,6 +268,58 @@ def test_a_binary_model_has_a_confusion_of_two(tmp_path: Path) -> None:
     assert list(result.class_iou) == ["background", "object"]
 
 
+BINARY = "synthetic_binary:48x64:8"
+
+
+def test_a_binary_model_is_scored_by_its_probabilities(tmp_path: Path) -> None:
+    saved = _save(tmp_path, Task.BINARY, ("object",))
+    result = evaluate(saved.path, data=BINARY, save=False)
+    errors, hits, found, true = [], 0, 0, 0
+    curves = np.zeros((2, 255))
+    pairs = _predict_all(load_module(saved), BINARY)
+    for label, logits in pairs:
+        counted = label != 255
+        truth, logit = label[counted] == 1, logits[0][counted]
+        probability = 1 / (1 + np.exp(-logit))
+        errors.append(np.abs(probability - truth).mean())
+        hits += ((logit > 0) & truth).sum()
+        found, true = found + (logit > 0).sum(), true + truth.sum()
+        above = probability[None] >= np.arange(255)[:, None] / 255
+        right = (above & truth).sum(1)
+        curves += right / np.maximum(above.sum(1), 1), right / truth.sum()
+    precision, recall = curves / len(pairs)
+    f = 1.3 * precision * recall / np.maximum(0.3 * precision + recall, 1e-12)
+    assert result.mae == pytest.approx(np.mean(errors), rel=1e-4)
+    assert result.max_f == pytest.approx(f.max(), rel=1e-3)
+    assert result.foreground_iou == pytest.approx(hits / (found + true - hits))
+    assert result.foreground_dice == pytest.approx(2 * hits / (found + true))
+    assert evaluate(saved.path, data=BINARY, save=False, nproc=2).to_dict() == result.to_dict()
+
+
+class _LabelsOnly:
+    """A session under the `labels` contract."""
+
+    inputs = outputs = ()
+
+    def run(self, batch: NDArray[Any]) -> dict[str, NDArray[Any]]:
+        return {"labels": np.zeros((len(batch), *batch.shape[2:]), np.uint8)}
+
+    def bind(self, batch: NDArray[Any]) -> Any:
+        raise NotImplementedError
+
+    def close(self) -> None: ...
+
+
+def test_labels_alone_have_no_saliency(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    saved = _save(tmp_path, Task.BINARY, ("object",))
+    io = IoContract(output=OutputKind.LABELS)
+    predictor = Predictor(_LabelsOnly(), PreprocessSpec(), Task.BINARY, io)
+    monkeypatch.setattr(stage, "open_predictor", lambda *_: predictor)
+    result = evaluate(saved.path, data=BINARY, save=False)
+    assert (result.mae, result.max_f) == (None, None)
+    assert result.foreground_iou == 0
+
+
 def test_scored_at_the_labels_own_size(tmp_path: Path) -> None:
     saved = _save(tmp_path, size_rule=SizeRule.FIXED, size=(64, 96))
     result = evaluate(saved.path, data=DATA, save=False)
@@ -276,3 +385,16 @@ def test_the_result_reads_back(checkpoint: Checkpoint) -> None:
     result = evaluate(checkpoint.path, data=DATA, limit=1, save=False)
     again = EvalResult.from_dict(json.loads(json.dumps(result.to_dict())))
     assert again.to_dict() == result.to_dict()
+
+
+def test_a_result_of_an_older_version_reads(outlined: EvalResult) -> None:
+    old = ("target", "data", "classes", "confusion", "num_images", "mean_iou")
+    document = outlined.to_dict()
+    again = EvalResult.from_dict({name: document[name] for name in old})
+    assert again.mean_dice == outlined.mean_dice
+    assert (again.mean_iou_ci, again.boundary_iou, again.foreground_dice) == (None, None, None)
+
+
+def test_the_full_result_reads_back(outlined: EvalResult) -> None:
+    document = json.loads(json.dumps(outlined.to_dict()))
+    assert EvalResult.from_dict(document).to_dict() == document

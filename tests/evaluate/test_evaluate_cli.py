@@ -40,6 +40,11 @@ def test_json_holds_the_promised_fields(
     document = json.loads(capsys.readouterr().out)
     fields = {"mean_iou", "pixel_accuracy", "class_iou", "confusion", "num_images"}
     assert document.keys() >= fields
+    more = {"mean_iou_ci", "mean_accuracy", "mean_dice", "frequency_weighted_iou", "boundary_iou"}
+    assert document.keys() >= more
+    for name in ("foreground_iou", "foreground_dice", "mae", "max_f"):
+        assert 0 <= document[name] <= 1
+    assert document["boundary_iou"] is None
     assert document["num_images"] == 1
     assert (checkpoint / "eval.json").is_file()
 
@@ -49,8 +54,26 @@ def test_people_see_every_class(
 ) -> None:
     arguments = (str(checkpoint), "--data", "synthetic_binary:48x64:4", "--no-save")
     assert _call(monkeypatch, *arguments) == 0
-    assert "[object]" in capsys.readouterr().out
+    out = capsys.readouterr().out
+    assert "[object]" in out
+    assert "boundary" not in out
+    assert all(word in out for word in ("mean Dice", "frequency-weighted", "MAE", "max F"))
     assert not (checkpoint / "eval.json").exists()
+
+
+def test_outlines_and_the_interval_are_shown(
+    checkpoint: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    arguments = (str(checkpoint), "--data", "synthetic_binary:48x64:8", "--no-save", "--boundary")
+    assert _call(monkeypatch, *arguments) == 0
+    out = capsys.readouterr().out
+    assert "boundary F" in out
+    assert "95 % interval" in out
+    assert _call(monkeypatch, *arguments, "--json") == 0
+    document = json.loads(capsys.readouterr().out)
+    assert list(document["class_boundary_f"]) == ["background", "[object]"]
+    low, high = document["mean_iou_ci"]
+    assert low <= document["mean_iou"] <= high
 
 
 @pytest.mark.parametrize(

@@ -9,7 +9,9 @@ import os
 import signal
 import subprocess
 import sys
+import textwrap
 import time
+from argparse import Namespace
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -22,10 +24,14 @@ import segdeploy.train.run as run_module
 from segdeploy.core.errors import CheckpointError, ConfigError, RunLockedError, TrainError
 from segdeploy.core.folder import load_checkpoint
 from segdeploy.core.lock import run_lock
+from segdeploy.frameworks.torchvision import prepare_torchvision
 from segdeploy.train import TrainConfig, train
 from segdeploy.train.config import resumed_config
 from segdeploy.train.state import STATE
-from segdeploy.zoo import load_module
+from segdeploy.zoo import create_model, load_module
+
+prepare_torchvision()
+from torchvision import models  # noqa: E402
 
 BASE = TrainConfig(
     model="lraspp_mobilenet_v3_small",
@@ -178,6 +184,107 @@ def test_two_processes_train_as_one(tmp_path: Path) -> None:
     ones, twos = (load_file(c.path.parent / "last" / "weights.safetensors") for c in (one, two))
     for key, value in ones.items():
         torch.testing.assert_close(twos[key], value, rtol=1e-5, atol=1e-5)
+
+
+def test_a_frozen_encoder_does_not_move_and_the_rest_does(tmp_path: Path) -> None:
+    """Neither weights nor norm statistics, in one process or two."""
+    config = _config(tmp_path / "run", epochs=1, freeze="encoder", ema_decay=0.0)
+    torch.manual_seed(config.seed)
+    fresh = create_model(config.model, 5).state_dict()
+    train(config)
+    config = dataclasses.replace(config, out=str(tmp_path / "two"), nproc=2, epochs=2)
+    for run in (Path(config.out).parent / "run", train(config).path.parent):
+        found = load_file(run / "last" / "weights.safetensors")
+        for key, value in found.items():
+            if key.startswith("backbone."):
+                torch.testing.assert_close(value, fresh[key], rtol=0, atol=0)
+        moved = [k for k, v in found.items() if not torch.equal(v, fresh[k])]
+        assert set(moved) == {k for k in found if k.startswith("classifier.")}
+        assert 'freeze = "encoder"' in (run / "last" / "train.toml").read_text()
+
+
+def test_a_resumed_frozen_run_equals_the_uninterrupted_one(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    whole = train(_config(tmp_path / "whole", freeze="encoder"))
+    config = _config(tmp_path / "cut", freeze="encoder")
+    with monkeypatch.context() as patch:
+        patch.setattr(run_module, "_stop_flag", _stop_after(4))
+        with pytest.raises(KeyboardInterrupt):
+            train(config)
+    settings = resumed_config(None, {"out": config.out})
+    assert settings.freeze == "encoder"
+    assert train(settings, resume=True).manifest.digest == whole.manifest.digest
+
+
+def test_a_model_without_an_encoder_cannot_freeze_it(tmp_path: Path) -> None:
+    with pytest.raises(ConfigError, match="no child 'encoder' or 'backbone'"):
+        train(_config(tmp_path, model="unet", freeze="encoder"))
+
+
+def test_what_was_loaded_at_the_start_is_kept_over_a_resume(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    source = tmp_path / "mobilenet.pth"
+    torch.save({"model": models.mobilenet_v3_small(weights=None).state_dict(),
+                "args": Namespace(lr=1)}, source)  # fmt: skip
+    config = _config(tmp_path / "run", init=str(source))
+    with monkeypatch.context() as patch:
+        patch.setattr(run_module, "_stop_flag", _stop_after(1))
+        with pytest.raises(KeyboardInterrupt):
+            train(config)
+    said = capsys.readouterr().err
+    assert "arguments of its training script" in said
+    assert "keys 'features....' as 'backbone....'" in said
+    source.unlink()  # A resumed run has its own weights.
+    kept = train(config, resume=True).manifest.options["init"]
+    assert kept["source"] == str(source)
+    assert kept["num_loaded"] > 200
+    assert all(key.startswith("classifier.") for key in (*kept["remade"], *kept["skipped"]))
+
+
+def _presence_model(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A net with a presence head of its own, in the current folder."""
+    (folder / "presence_nets.py").write_text(
+        textwrap.dedent("""
+        import torch
+        from torch import nn
+
+        class Net(nn.Module):
+            def __init__(self, num_classes):
+                super().__init__()
+                self.conv = nn.Conv2d(3, num_classes, 3, padding=1)
+                self.presence = nn.Linear(3, num_classes)
+
+            def forward(self, x):
+                return {"out": self.conv(x), "se": self.presence(x.mean((2, 3)))}
+    """)
+    )
+    monkeypatch.chdir(folder)
+    monkeypatch.setattr(sys, "path", list(sys.path))
+
+
+def test_a_presence_head_is_trained_as_one_over_processes(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    _presence_model(tmp_path, monkeypatch)
+    changes: dict[str, Any] = {
+        "model": "presence_nets:Net", "ema_decay": 0.0, "optimizer": "sgd", "lr": 0.1,
+        "weight_decay": 0.0, "momentum": 0.0, "epochs": 1, "data": "synthetic:64x64:8",
+        "crop": (48, 48),
+    }  # fmt: skip
+    states = {}
+    for name, more in (("one", {}), ("two", {"nproc": 2}), ("none", {"se_weight": 0.0})):
+        train(_config(tmp_path / name, **changes, **more))
+        states[name] = load_file(tmp_path / name / "last" / "weights.safetensors")
+    torch.manual_seed(BASE.seed)
+    fresh = create_model("presence_nets:Net", 5).state_dict()
+    for key, value in states["one"].items():
+        torch.testing.assert_close(states["two"][key], value, rtol=1e-5, atol=1e-6)
+        assert torch.equal(value, fresh[key]) is False
+        is_head = key.startswith("presence.")
+        assert torch.equal(states["none"][key], fresh[key]) is is_head
+    sys.modules.pop("presence_nets")
 
 
 def _start_cli(*arguments: str) -> subprocess.Popen[str]:

@@ -191,4 +191,4 @@ def test_every_spec_carries_its_own_name_and_source() -> None:
     for name in MODELS:
         spec = MODELS.get(name)
         assert spec.name == name
-        assert spec.source.startswith("arXiv:")
+        assert spec.source.startswith(("arXiv:", "doi:"))

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import sys
 from pathlib import Path
 
 import pytest
@@ -13,12 +14,14 @@ from torch import nn
 from segdeploy.core.errors import (
     ArtifactError,
     CheckpointError,
+    ConfigError,
     DigestMismatchError,
     UnknownNameError,
 )
 from segdeploy.core.folder import Checkpoint, load_checkpoint, load_folder
 from segdeploy.core.preprocess import PreprocessSpec
 from segdeploy.core.task import Task
+from segdeploy.core.trust import ALLOW_CODE
 from segdeploy.zoo import create_model, main_logits
 from segdeploy.zoo.checkpoint import load_module, read_safetensors, save_checkpoint
 
@@ -156,13 +159,53 @@ def test_weights_of_another_model_or_class_count_are_refused(tiny_checkpoint: Ch
             load_module(dataclasses.replace(tiny_checkpoint, manifest=wrong))
 
 
-@pytest.mark.parametrize("model", ["os.path:join", "my_package.module:Net", "unett", ""])
+@pytest.mark.parametrize("model", ["unett", "", "/etc/passwd", "..", "unet_"])
 def test_a_manifest_may_name_registered_models_only(
     tiny_checkpoint: Checkpoint, model: str
 ) -> None:
     manifest = tiny_checkpoint.manifest.replace(model=model)
     with pytest.raises(UnknownNameError):
         load_module(dataclasses.replace(tiny_checkpoint, manifest=manifest))
+
+
+def test_code_that_a_manifest_names_is_not_imported_without_permission(
+    tiny_checkpoint: Checkpoint, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "evil_nets.py").write_text("import os\nos.mkdir('owned')\n")
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(sys, "path", list(sys.path))
+    monkeypatch.setenv(ALLOW_CODE, "")
+    manifest = tiny_checkpoint.manifest.replace(model="evil_nets:build")
+    checkpoint = dataclasses.replace(tiny_checkpoint, manifest=manifest)
+    with pytest.raises(CheckpointError, match="evil_nets:build") as caught:
+        load_module(checkpoint)
+    assert "--allow-code" in caught.value.hint
+    assert not (tmp_path / "owned").exists()
+    monkeypatch.setenv(ALLOW_CODE, "1")
+    with pytest.raises(ConfigError, match="no attribute 'build'"):
+        load_module(checkpoint)
+    assert (tmp_path / "owned").exists()
+
+
+def test_a_mismatch_names_missing_unexpected_and_misshaped_tensors(
+    tmp_path: Path, module: nn.Module
+) -> None:
+    state = dict(module.state_dict())
+    state["stray"] = torch.zeros(2)
+    del state["backbone.0.0.weight"]
+    state["backbone.0.1.weight"] = torch.zeros(3)
+    saved = save_checkpoint(
+        tmp_path / "c", state, model=NAME, task=Task.MULTICLASS, classes=("a", "b", "c"),
+        preprocess=PreprocessSpec(),
+    )  # fmt: skip
+    with pytest.raises(CheckpointError) as caught:
+        load_module(saved)
+    for said in (
+        "1 missing: backbone.0.0.weight",
+        "1 unexpected: stray",
+        "1 of another shape: backbone.0.1.weight (found 3, wanted 16)",
+    ):
+        assert said in caught.value.message
 
 
 def test_a_checkpoint_is_replaced_as_a_whole_and_nothing_else_is(

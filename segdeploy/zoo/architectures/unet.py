@@ -5,7 +5,8 @@ Source: Ronneberger et al., "U-Net", 2015; widths b, 2b, 4b, 8b and 16b/2 (bilin
 
 Any size: pooling rounds down, so an upsampled map is at most one pixel short of its skip. The
 missing row or column is padded with zeros at the bottom and right; the amount is never negative,
-so that eager and exported graphs cannot differ in how they round a division.
+so that eager and exported graphs cannot differ in how they round a division. Below an encoder that
+rounds up, the row or column too many is cut off there.
 """
 
 from __future__ import annotations
@@ -42,10 +43,20 @@ class Down(nn.Sequential):
 
 
 class Up(nn.Module):
-    """Upsample by 2, pad to the skip's size, concatenate (skip first), double convolution."""
+    """Upsample by 2, fit to the skip's size, concatenate (skip first), double convolution.
 
-    def __init__(self, in_channels: int, out_channels: int, *, bilinear: bool) -> None:
+    Args:
+        in_channels: Channels of the input, or of it and the skip together where bilinear.
+        out_channels: Channels of the output.
+        bilinear: Whether upsampling is bilinear or a transposed convolution.
+        rounds_up: Whether the encoder rounds odd sizes up, so that fitting is cutting, not padding.
+    """
+
+    def __init__(
+        self, in_channels: int, out_channels: int, *, bilinear: bool, rounds_up: bool = False
+    ) -> None:
         super().__init__()
+        self._rounds_up = rounds_up
         self.up: nn.Module
         if bilinear:
             self.up = nn.Upsample(scale_factor=2, mode="bilinear", align_corners=True)
@@ -57,9 +68,11 @@ class Up(nn.Module):
     def forward(self, x: Tensor, skip: Tensor) -> Tensor:
         """Return features (N, C', H, W) at the size of `skip` (N, C, H, W)."""
         x = self.up(x)
-        missing_height = skip.shape[-2] - x.shape[-2]
-        missing_width = skip.shape[-1] - x.shape[-1]
-        x = F.pad(x, [0, missing_width, 0, missing_height])
+        height, width = skip.shape[-2:]
+        if self._rounds_up:
+            x = x[..., :height, :width]
+        else:
+            x = F.pad(x, [0, width - x.shape[-1], 0, height - x.shape[-2]])
         joined: Tensor = self.conv(torch.cat([skip, x], dim=1))
         return joined
 

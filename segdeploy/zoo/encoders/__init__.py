@@ -15,6 +15,19 @@ _HERE = "segdeploy.zoo.encoders"
 ENCODERS: Registry[Callable[[EncoderOptions], Encoder]] = Registry(
     "encoder",
     {
+        "efficientnet_b0": f"{_HERE}.efficientnet:EFFICIENTNET_B0",
+        "efficientnet_b1": f"{_HERE}.efficientnet:EFFICIENTNET_B1",
+        "efficientnet_b2": f"{_HERE}.efficientnet:EFFICIENTNET_B2",
+        "efficientnet_b3": f"{_HERE}.efficientnet:EFFICIENTNET_B3",
+        "mit_b0": f"{_HERE}.mit:MIT_B0",
+        "mit_b1": f"{_HERE}.mit:MIT_B1",
+        "mit_b2": f"{_HERE}.mit:MIT_B2",
+        "mit_b3": f"{_HERE}.mit:MIT_B3",
+        "mit_b4": f"{_HERE}.mit:MIT_B4",
+        "mit_b5": f"{_HERE}.mit:MIT_B5",
+        "mobilenet_v2": f"{_HERE}.mobilenet_v2:build_mobilenet_v2",
+        "mobilenet_v3_large": f"{_HERE}.mobilenet_v3:MOBILENET_V3_LARGE",
+        "mobilenet_v3_small": f"{_HERE}.mobilenet_v3:MOBILENET_V3_SMALL",
         "resnet18": f"{_HERE}.resnet:RESNET18",
         "resnet34": f"{_HERE}.resnet:RESNET34",
         "resnet50": f"{_HERE}.resnet:RESNET50",
@@ -22,6 +35,7 @@ ENCODERS: Registry[Callable[[EncoderOptions], Encoder]] = Registry(
         "resnet152": f"{_HERE}.resnet:RESNET152",
         "resnext50_32x4d": f"{_HERE}.resnet:RESNEXT50_32X4D",
         "resnext101_32x8d": f"{_HERE}.resnet:RESNEXT101_32X8D",
+        "vgg16_bn": f"{_HERE}.vgg:build_vgg16_bn",
     },
     entry_point_group="segdeploy.encoders",
 )

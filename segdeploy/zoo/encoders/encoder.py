@@ -11,6 +11,8 @@ from dataclasses import dataclass
 
 from torch import Tensor, nn
 
+from segdeploy.core.errors import ConfigError
+
 
 @dataclass(frozen=True)
 class EncoderOptions:
@@ -23,7 +25,8 @@ class EncoderOptions:
         depth: Maps of strides up to 2**depth are computed. Deeper stages are kept, since weights
             hold them, but are frozen.
         is_first_dilated: Whether the convolution that lost its stride already gets the new
-            dilation (segmentation-models-pytorch) or still the one before (torchvision).
+            dilation (segmentation-models-pytorch) or still the one before (torchvision, and timm's
+            encoders always).
     """
 
     in_channels: int = 3
@@ -62,6 +65,9 @@ class ChainEncoder(Encoder):
         channels: Output channels of each stage.
         strides: Undilated stride of each stage.
         options: What the decoder asks for.
+
+    Raises:
+        ConfigError: If the net has no map so fine as the depth asks, or cannot be dilated.
     """
 
     def __init__(
@@ -76,7 +82,7 @@ class ChainEncoder(Encoder):
         for name, child in children.items():
             self.add_module(name, child)
         self.requires_grad_(requires_grad=False)
-        used = [i for i, stride in enumerate(strides) if stride <= 2**options.depth]
+        used = maps_within(strides, options.depth)
         self._stages = [list(stages[i]) for i in used]
         for name in (name for stage in self._stages for name in stage):
             self.get_submodule(name).requires_grad_()
@@ -98,23 +104,43 @@ class ChainEncoder(Encoder):
         return maps
 
 
+def maps_within(strides: Sequence[int], depth: int) -> list[int]:
+    """Return the indices of the strides up to 2**depth.
+
+    Raises:
+        ConfigError: If there is none.
+    """
+    used = [i for i, stride in enumerate(strides) if stride <= 2**depth]
+    if not used:
+        raise ConfigError(
+            f"The finest map of this encoder has stride {strides[0]}: depth {depth} leaves none."
+        )
+    return used
+
+
 def dilate(modules: Iterable[nn.Module], rate: int, first_rate: int) -> None:
     """Replace the stride of a stage by dilation.
 
     Convolutions up to the one that loses its stride get `first_rate`, those behind it `rate`.
+
+    Raises:
+        ConfigError: If no convolution of the stage has a stride.
     """
+    convs = [m for module in modules for m in module.modules() if isinstance(m, nn.Conv2d)]
+    if all(conv.stride == (1, 1) for conv in convs):
+        raise ConfigError(
+            "This encoder cannot be dilated: it halves its maps by pooling, not by convolution.",
+            hint="Take another encoder, such as resnet34, or an architecture of stride 32.",
+        )
     now = first_rate
-    for module in modules:
-        for conv in module.modules():
-            if not isinstance(conv, nn.Conv2d):
-                continue
-            kernel = conv.kernel_size[0]
-            is_strided = conv.stride != (1, 1)
-            conv.stride = (1, 1)
-            conv.dilation = (now, now)
-            conv.padding = (kernel // 2 * now, kernel // 2 * now)
-            if is_strided and kernel > 1:
-                now = rate
+    for conv in convs:
+        kernel = conv.kernel_size[0]
+        is_strided = conv.stride != (1, 1)
+        conv.stride = (1, 1)
+        conv.dilation = (now, now)
+        conv.padding = (kernel // 2 * now, kernel // 2 * now)
+        if is_strided and kernel > 1:
+            now = rate
 
 
 def with_in_channels(conv: nn.Conv2d, in_channels: int) -> nn.Conv2d:
@@ -130,4 +156,6 @@ def with_in_channels(conv: nn.Conv2d, in_channels: int) -> nn.Conv2d:
         bias=conv.bias is not None,
     )
     nn.init.kaiming_normal_(fresh.weight, mode="fan_out", nonlinearity="relu")
+    if fresh.bias is not None:
+        nn.init.zeros_(fresh.bias)
     return fresh
