@@ -104,6 +104,10 @@ _LISTED = (
 )
 
 
+# Attention in windows: the exporter does not come to an end with dynamic sizes.
+_FIXED_SIZE_ENCODERS = ("timm/swin",)
+
+
 class ModelRegistry(Registry[ModelSpec]):
     """Fixed models and listed pairs; finds every architecture on every encoder, and callables."""
 
@@ -168,7 +172,7 @@ def _spec(name: str, architecture: str, encoder: str) -> ModelSpec:
         family=found.family,
         input_size=found.input_size,
         encoder=encoder,
-        is_fixed_size=found.is_fixed_size,
+        is_fixed_size=found.is_fixed_size or encoder.startswith(_FIXED_SIZE_ENCODERS),
     )
 
 
