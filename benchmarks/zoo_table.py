@@ -89,12 +89,12 @@ def compare_with_library(name: str) -> dict[str, Any] | None:
     """Largest relative deviation of our logits from the library's; None where there is none."""
     import torch
 
-    from segdeploy.zoo import create_model, main_logits
+    from segdeploy.zoo import MODELS, create_model, main_logits
 
     reference = create_reference(name, CLASSES)
     if reference is None:
         return None
-    settle(reference.module)
+    settle(reference.module, reference.size if MODELS.get(name).is_fixed_size else (128, 128))
     ours = create_model(name, CLASSES)
     ours.load_state_dict(reference.module.state_dict())
     image = structured_batch(1, *reference.size)
@@ -260,7 +260,7 @@ def train_part(name: str) -> dict[str, Any]:
     return found
 
 
-def settle(module: Any) -> Any:
+def settle(module: Any, size: tuple[int, int] = (128, 128)) -> Any:
     """Give fresh weights sane, random batch statistics: those of a few structured images."""
     import torch
     from torch import nn
@@ -270,7 +270,7 @@ def settle(module: Any) -> Any:
         norm.momentum = None  # A plain average.
     module.train()
     with torch.no_grad():
-        module(structured_batch(4, 128, 128))
+        module(structured_batch(4, *size))
     for norm in norms:
         norm.momentum = 0.1
     return module.eval()

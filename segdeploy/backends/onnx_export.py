@@ -17,6 +17,7 @@ from segdeploy.core.folder import ModelFolder
 from segdeploy.frameworks.quiet import captured_log, tail
 from segdeploy.frameworks.torch import require_torch
 from segdeploy.graph.metadata import strip_metadata
+from segdeploy.graph.pointwise import undilate_pointwise
 from segdeploy.graph.proto import check_graph
 
 if TYPE_CHECKING:
@@ -55,7 +56,7 @@ def export_checkpoint(
                 f"torch.onnx cannot export {checkpoint.manifest.model} ({type(error).__name__}).",
                 log=text.strip(),
             ) from error
-    model = strip_metadata(exported)
+    model = undilate_pointwise(strip_metadata(exported))
     _name_sizes(model, checkpoint, size)
     return check_graph(model, "torch.onnx")
 

@@ -2,7 +2,7 @@
 
 Fit and normalise (as far as the contract leaves it to the caller), run, decide, and bring the label
 map back to the picture's own size. Every stage that predicts uses this one path, so a checkpoint
-and its artifacts differ by the session only.
+and its artifacts differ by the session only. Windows and views change what is run, not the ends.
 """
 
 from __future__ import annotations
@@ -15,12 +15,21 @@ import numpy as np
 from numpy.typing import NDArray
 
 from segdeploy.backends import open_session
-from segdeploy.core.contract import IoContract, OutputKind
+from segdeploy.backends.sliding import SlidingWindow, run_windows
+from segdeploy.backends.tta import TtaSpec, as_logits, average_views
+from segdeploy.backends.views import plan_preprocess
+from segdeploy.core.contract import InputKind, IoContract, OutputKind
 from segdeploy.core.errors import DataError
 from segdeploy.core.folder import load_folder
 from segdeploy.core.manifest import Manifest
-from segdeploy.core.preprocess import PreprocessSpec, preprocess_image, restore_labels
-from segdeploy.core.session import Session
+from segdeploy.core.preprocess import (
+    PreprocessSpec,
+    fit_image,
+    mean_colour,
+    normalize_image,
+    restore_labels,
+)
+from segdeploy.core.session import Array, Session
 from segdeploy.core.task import Task, predict_confidence, predict_labels
 
 
@@ -44,6 +53,11 @@ class Predictor:
         task: What the logits mean.
         io: Which end of the work the payload does itself.
         manifest: Of the folder behind it, if there is one.
+        tta: Average over several views.
+        window: Run window by window.
+
+    Raises:
+        ConfigError: If the payload cannot be run by views or windows.
     """
 
     def __init__(
@@ -53,11 +67,15 @@ class Predictor:
         task: Task,
         io: IoContract | None = None,
         manifest: Manifest | None = None,
+        *,
+        tta: TtaSpec | None = None,
+        window: SlidingWindow | None = None,
     ) -> None:
         self.session = session
-        self.preprocess = preprocess
         self.task = task
         self.io = io or IoContract()
+        self.preprocess = plan_preprocess(preprocess, session, self.io, tta, window)
+        self.tta, self.window = tta, window
         self._manifest = manifest
 
     @property
@@ -88,8 +106,7 @@ class Predictor:
         """
         _check_image(image)
         original = (image.shape[0], image.shape[1])
-        item = preprocess_image(image, self.preprocess, self.io.input)
-        found = self.session.run(item[None])
+        found = self._run(fit_image(image, self.preprocess))
         if self.io.output is OutputKind.LOGITS:
             labels = predict_labels(found["logits"], self.task)[0]
             if with_confidence:
@@ -103,6 +120,31 @@ class Predictor:
             if confidence is None
             else restore_labels(confidence[0], original, self.preprocess),
         )
+
+    def _run(self, image: NDArray[np.uint8]) -> dict[str, Array]:
+        """Return the outputs for an image at the model's size."""
+        if self.tta is not None:
+            chances = average_views(image, self.tta, self._logits, self.preprocess, self.task)
+            return {"logits": as_logits(chances, self.task)[None]}
+        if self.window is not None:
+            return {"logits": self._logits(image)[None]}
+        return self._forward(image)
+
+    def _logits(self, image: NDArray[np.uint8]) -> NDArray[np.floating]:
+        """Return the logits (K, H, W) of one view (H, W, 3), by windows if there are any."""
+        if self.window is None:
+            return self._forward_logits(image)
+        colour = mean_colour(self.preprocess)
+        return run_windows(image, self.window, self._forward_logits, colour)
+
+    def _forward_logits(self, image: NDArray[np.uint8]) -> NDArray[np.floating]:
+        logits: NDArray[np.floating] = self._forward(image)["logits"][0]
+        return logits
+
+    def _forward(self, image: NDArray[np.uint8]) -> dict[str, Array]:
+        is_image = self.io.input is InputKind.IMAGE
+        item = image if is_image else normalize_image(image, self.preprocess)
+        return self.session.run(np.ascontiguousarray(item)[None])
 
     def close(self) -> None:
         """Free the session."""
@@ -125,14 +167,35 @@ def _check_image(image: NDArray[np.uint8]) -> None:
         )
 
 
-def open_predictor(path: Path, device: str = "cpu") -> Predictor:
+def open_predictor(
+    path: Path,
+    device: str = "cpu",
+    *,
+    tta: TtaSpec | None = None,
+    window: SlidingWindow | None = None,
+) -> Predictor:
     """Open a checkpoint or artifact folder for prediction on `cpu` or `cuda`.
+
+    Args:
+        path: The folder.
+        device: Where it runs.
+        tta: Average over several views (`backends.tta`).
+        window: Run window by window (`backends.sliding`).
 
     Raises:
         ArtifactError: If the folder is missing or damaged.
         BackendUnavailableError: If its runtime or the device is missing here.
+        ConfigError: If it cannot be run by views or windows.
     """
     folder = load_folder(path)
     manifest = folder.manifest
     session = open_session(folder, device)
-    return Predictor(session, manifest.preprocess, manifest.task, manifest.io, manifest)
+    return Predictor(
+        session,
+        manifest.preprocess,
+        manifest.task,
+        manifest.io,
+        manifest,
+        tta=tta,
+        window=window,
+    )

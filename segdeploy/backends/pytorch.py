@@ -12,7 +12,12 @@ from typing import TYPE_CHECKING
 
 from segdeploy.backends.batch import check_batch
 from segdeploy.core.contract import TensorSpec
-from segdeploy.core.errors import ArtifactError, BackendUnavailableError, CheckpointError
+from segdeploy.core.errors import (
+    ArtifactError,
+    BackendUnavailableError,
+    CheckpointError,
+    SegDeployError,
+)
 from segdeploy.core.folder import Checkpoint, ModelFolder
 from segdeploy.core.session import Array, Session
 from segdeploy.frameworks.torch import require_torch
@@ -96,9 +101,12 @@ class ModuleSession:
             with torch.inference_mode():
                 logits: torch.Tensor = main_logits(self._module(tensor))
                 return logits
-        except (RuntimeError, ValueError) as error:
+        except (SegDeployError, MemoryError):
+            raise
+        except Exception as error:  # The module may be code of one's own.
             raise ArtifactError(
-                f"The module cannot run a batch of shape {tuple(tensor.shape)}: {error}"
+                f"The module cannot run a batch of shape {tuple(tensor.shape)}: "
+                f"{type(error).__name__}: {error}"
             ) from error
 
 

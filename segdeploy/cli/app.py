@@ -12,8 +12,9 @@ import os
 import sys
 import traceback
 from collections.abc import Callable
-from contextlib import suppress
-from typing import Annotated, Any, cast
+from contextlib import redirect_stdout, suppress
+from contextvars import ContextVar
+from typing import Annotated, Any, TextIO, cast
 
 import typer
 
@@ -51,7 +52,23 @@ def _allow(is_given: bool) -> bool:
     return is_given
 
 
-JSON = Annotated[bool, typer.Option("--json", help="One JSON document on stdout, nothing else.")]
+_results: ContextVar[TextIO | None] = ContextVar("results")
+
+
+def _reserve_stdout(is_given: bool) -> bool:
+    """Keep stdout for the document: what foreign code prints meanwhile goes to stderr."""
+    if is_given:
+        _results.set(sys.stdout)
+        sys.stdout = sys.stderr
+    return is_given
+
+
+JSON = Annotated[
+    bool,
+    typer.Option(
+        "--json", callback=_reserve_stdout, help="One JSON document on stdout, nothing else."
+    ),
+]
 # Of every command that opens a checkpoint. The flag acts by itself; commands need not look at it.
 ALLOW_CODE = Annotated[
     bool,
@@ -91,6 +108,16 @@ def take_verbosity(arguments: list[str]) -> list[str]:
 
 def run_app() -> int:
     """Run the command line and return its exit code."""
+    stdout = sys.stdout
+    token = _results.set(stdout)
+    try:
+        return _run()
+    finally:
+        sys.stdout = stdout
+        _results.reset(token)
+
+
+def _run() -> int:
     try:
         code = app(take_verbosity(sys.argv[1:]), standalone_mode=False)
     except SegDeployError as error:
@@ -147,15 +174,16 @@ def say(message: str) -> None:
 
 def emit(document: Any, as_json: bool, render: Callable[[], None]) -> None:
     """Print the result: the JSON document alone on stdout, or what `render` prints."""
-    try:
-        if as_json:
-            print(json.dumps(document, indent=2, allow_nan=False))  # noqa: T201
-        else:
-            render()
-        if sys.stdout is not None:
-            sys.stdout.flush()
-    except (BrokenPipeError, SystemExit):  # rich turns the one into the other.
-        _drop_stdout()  # `| head -1`: the work is done, and its exit code still counts.
+    with redirect_stdout(_results.get(sys.stdout)):
+        try:
+            if as_json:
+                print(json.dumps(document, indent=2, allow_nan=False))  # noqa: T201
+            else:
+                render()
+            if sys.stdout is not None:
+                sys.stdout.flush()
+        except (BrokenPipeError, SystemExit):  # rich turns the one into the other.
+            _drop_stdout()  # `| head -1`: the work is done, and its exit code still counts.
 
 
 def _drop_stdout() -> None:

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from segdeploy.cli.app import ALLOW_CODE, JSON, app, emit
+from segdeploy.cli.parsing import OVERLAP_HELP, TTA_HELP, WINDOW_HELP, parse_views, parse_window
 
 if TYPE_CHECKING:
     from segdeploy.core.results import EvalResult
@@ -24,6 +25,9 @@ def evaluate(
     device: Annotated[str, typer.Option(help="cpu or cuda.")] = "cpu",
     limit: Annotated[int | None, typer.Option(help="Only the first so many images.")] = None,
     boundary: Annotated[bool, typer.Option(help="Also score the outlines; slow.")] = False,
+    tta: Annotated[str | None, typer.Option(help=TTA_HELP)] = None,
+    sliding_window: Annotated[str | None, typer.Option(help=WINDOW_HELP)] = None,
+    overlap: Annotated[float | None, typer.Option(help=OVERLAP_HELP)] = None,
     save: Annotated[bool, typer.Option(help="Write eval.json and pictures.")] = True,
     _allow_code: ALLOW_CODE = False,
     as_json: JSON = False,
@@ -42,6 +46,8 @@ def evaluate(
             device=device,
             limit=limit,
             boundary=boundary,
+            tta=parse_views(tta),
+            sliding_window=parse_window(sliding_window, overlap),
             save=save,
             progress=lambda done, total: advance("evaluate", done, total),
         )
@@ -77,7 +83,13 @@ def _render(result: EvalResult) -> None:
 
 
 def _summary(result: EvalResult) -> Iterator[str]:
-    """Yield the scores of the whole, one line a topic."""
+    """Yield how images were run, if not plainly, and the scores of the whole, one line a topic."""
+    if result.tta:
+        scales = ", ".join(f"{scale:g}" for scale in result.tta["scales"])
+        yield f"averaged over the scales {scales}{' and flips' * result.tta['flip']}"
+    if result.sliding_window:
+        height, width = result.sliding_window["size"]
+        yield f"windows of {height}x{width}, overlap {result.sliding_window['overlap']:g}"
     if result.mean_iou_ci:
         low, high = (_percent(end) for end in result.mean_iou_ci)
         yield f"mean IoU, 95 % interval over images: {low} to {high}"

@@ -9,7 +9,13 @@ from typing import TYPE_CHECKING
 from segdeploy.core.errors import ConfigError
 
 if TYPE_CHECKING:
+    from segdeploy.backends.sliding import SlidingWindow
+    from segdeploy.backends.tta import TtaSpec
     from segdeploy.core.preprocess import PreprocessSpec
+
+TTA_HELP = "Average over views: flip, scales, or both, e.g. flip,0.75,1.0,1.25."
+WINDOW_HELP = "Run by windows of HxW."
+OVERLAP_HELP = "Shared part of neighbouring windows; 0.5 if not given."
 
 
 def parse_size(text: str | None) -> tuple[int, int] | None:
@@ -39,6 +45,33 @@ def parse_pair(text: str | None) -> tuple[float, float] | None:
     except ValueError as error:
         raise ConfigError(f"'{text}' is not a pair.", hint="Write LOW,HIGH, e.g. 0.5,2.") from error
     return low, high
+
+
+def parse_views(text: str | None) -> TtaSpec | None:
+    """Return the test-time augmentation `flip,SCALE,...`; None gives None.
+
+    Raises:
+        ConfigError: If it is none.
+    """
+    from segdeploy.backends.tta import TtaSpec
+
+    return None if text is None else TtaSpec.parse(text)
+
+
+def parse_window(size: str | None, overlap: float | None) -> SlidingWindow | None:
+    """Return the sliding window of `HxW` and an overlap; without a size, None.
+
+    Raises:
+        ConfigError: If one is no such thing, or an overlap is given alone.
+    """
+    from segdeploy.backends.sliding import SlidingWindow
+
+    found = parse_size(size)
+    if found is not None:
+        return SlidingWindow(found) if overlap is None else SlidingWindow(found, overlap)
+    if size is not None or overlap is not None:
+        raise ConfigError("--overlap needs --sliding-window HxW, e.g. 320x320.")
+    return None
 
 
 def parse_names(text: str | None) -> tuple[str, ...] | None:

@@ -8,6 +8,7 @@ from typing import Annotated
 import typer
 
 from segdeploy.cli.app import ALLOW_CODE, JSON, app, emit, say
+from segdeploy.cli.parsing import OVERLAP_HELP, TTA_HELP, WINDOW_HELP, parse_views, parse_window
 
 
 @app.command()
@@ -16,6 +17,9 @@ def predict(
     images: Annotated[list[str], typer.Argument(help="Files, folders, quoted patterns.")],
     out: Annotated[Path, typer.Option("--out", "-o", help="Folder for masks and overlays.")],
     device: Annotated[str, typer.Option(help="cpu or cuda.")] = "cpu",
+    tta: Annotated[str | None, typer.Option(help=TTA_HELP)] = None,
+    sliding_window: Annotated[str | None, typer.Option(help=WINDOW_HELP)] = None,
+    overlap: Annotated[float | None, typer.Option(help=OVERLAP_HELP)] = None,
     _allow_code: ALLOW_CODE = False,
     as_json: JSON = False,
 ) -> None:
@@ -25,7 +29,8 @@ def predict(
 
     with progress_bars() as advance:
         outcome = predict_files(
-            artifact, images, out, device=device,
+            artifact, images, out, device=device, tta=parse_views(tta),
+            sliding_window=parse_window(sliding_window, overlap),
             progress=lambda done, total: advance("predict", done, total),
         )  # fmt: skip
 

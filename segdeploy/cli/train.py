@@ -26,17 +26,36 @@ def train(
     out: Annotated[Path | None, typer.Option(help="The run folder.")] = None,
     epochs: int | None = None,
     batch_size: Annotated[int | None, typer.Option(help="Over all processes.")] = None,
+    augment: Annotated[
+        str | None, typer.Option(help="recipe; preset: the data set's usual one; or none.")
+    ] = None,
     crop: Annotated[str | None, typer.Option(help="Training crop HxW.")] = None,
     scale: Annotated[str | None, typer.Option(help="Random scale LOW,HIGH.")] = None,
-    optimizer: Annotated[str | None, typer.Option(help="adamw or sgd.")] = None,
+    optimizer: Annotated[str | None, typer.Option(help="adamw, adam or sgd.")] = None,
+    loss: Annotated[
+        str | None, typer.Option(help="One or a weighted sum: '0.5*focal(gamma=3)+dice'.")
+    ] = None,
     lr: Annotated[float | None, typer.Option(help="Peak learning rate.")] = None,
+    head_lr_factor: Annotated[
+        float | None, typer.Option(help="Of --lr, for all but the encoder.")
+    ] = None,
+    schedule: Annotated[str | None, typer.Option(help="poly, cosine, step or one_cycle.")] = None,
     weight_decay: float | None = None,
     warmup_steps: int | None = None,
+    clip_norm: Annotated[
+        float | None, typer.Option(help="Largest norm of the gradients; 0 for any.")
+    ] = None,
+    accumulate: Annotated[
+        int | None, typer.Option(help="Work each batch through in N parts, for less memory.")
+    ] = None,
     class_weights: Annotated[str | None, typer.Option(help="none or sqrt_median.")] = None,
     amp: Annotated[str | None, typer.Option(help="none, bf16 or fp16.")] = None,
     ema_decay: Annotated[float | None, typer.Option(help="0 keeps no average.")] = None,
     seed: int | None = None,
     val_every: Annotated[int | None, typer.Option(help="Validate every N epochs.")] = None,
+    patience: Annotated[
+        int | None, typer.Option(help="End after N validations without a better mIoU; 0 never.")
+    ] = None,
     device: Annotated[str | None, typer.Option(help="auto, cpu or cuda.")] = None,
     nproc: Annotated[int | None, typer.Option(help="Processes (DDP) to start.")] = None,
     workers: Annotated[int | None, typer.Option(help="Loader processes per rank.")] = None,
@@ -56,8 +75,11 @@ def train(
 
     flags: dict[str, Any] = {
         "model": model, "data": data, "out": str(out) if out else None, "epochs": epochs,
-        "batch_size": batch_size, "crop": parse_size(crop), "scale": parse_pair(scale),
-        "optimizer": optimizer, "lr": lr, "weight_decay": weight_decay,
+        "batch_size": batch_size, "augment": augment,
+        "crop": parse_size(crop), "scale": parse_pair(scale),
+        "optimizer": optimizer, "loss": loss, "lr": lr, "head_lr_factor": head_lr_factor,
+        "schedule": schedule, "weight_decay": weight_decay, "clip_norm": clip_norm,
+        "accumulate": accumulate, "patience": patience,
         "warmup_steps": warmup_steps, "class_weights": class_weights, "amp": amp,
         "ema_decay": ema_decay, "seed": seed, "val_every": val_every, "device": device,
         "nproc": nproc, "workers": workers, "init": str(init) if init else None,

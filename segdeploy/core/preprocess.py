@@ -171,6 +171,13 @@ def normalize_image(image: NDArray[np.uint8], spec: PreprocessSpec) -> NDArray[n
     return np.ascontiguousarray(((scaled - mean) / std).transpose(2, 0, 1))
 
 
+def mean_colour(spec: PreprocessSpec) -> tuple[int, int, int]:
+    """Return the RGB colour that normalisation takes nearest to zero, 0..255: what padding is."""
+    mean = spec.mean if spec.channel_order == "rgb" else spec.mean[::-1]
+    red, green, blue = (min(255, max(0, round(m / spec.scale))) for m in mean)
+    return red, green, blue
+
+
 def preprocess_image(
     image: NDArray[np.uint8], spec: PreprocessSpec, kind: InputKind = InputKind.TENSOR
 ) -> NDArray[np.float32] | NDArray[np.uint8]:

@@ -77,6 +77,8 @@ class EvalResult:
     A binary task has K = 2 here: background, then its one class. What the confusion matrix cannot
     give is a field: `mean_iou_ci` is the 95 % bootstrap interval over images; `mae` and `max_f` are
     a binary task's, where the model gives probabilities; the outlines' scores are made on demand.
+    `tta` ({"scales", "flip"}) and `sliding_window` ({"size", "overlap"}) say how images were run,
+    if not as a whole and once.
     """
 
     target: str
@@ -90,6 +92,8 @@ class EvalResult:
     max_f: float | None = None
     class_boundary_iou: dict[str, float | None] | None = None
     class_boundary_f: dict[str, float | None] | None = None
+    tta: dict[str, Any] | None = None
+    sliding_window: dict[str, Any] | None = None
 
     @property
     def class_iou(self) -> dict[str, float | None]:
@@ -191,13 +195,15 @@ class EvalResult:
             "classes": list(self.classes),
             "confusion": self.confusion.tolist(),
             "num_images": self.num_images,
+            "tta": self.tta,
+            "sliding_window": self.sliding_window,
         }
 
     @classmethod
     def from_dict(cls, plain: dict[str, Any]) -> EvalResult:
         """Read the document back; what the confusion matrix gives is computed anew."""
         interval = plain.get("mean_iou_ci")
-        names = ("mae", "max_f", "class_boundary_iou", "class_boundary_f")
+        names = ("mae", "max_f", "class_boundary_iou", "class_boundary_f", "tta", "sliding_window")
         return cls(
             target=plain["target"],
             data=plain["data"],

@@ -19,6 +19,8 @@ from pathlib import Path
 import numpy as np
 
 from segdeploy.backends.predictor import Predictor, open_predictor
+from segdeploy.backends.sliding import SlidingWindow
+from segdeploy.backends.tta import TtaSpec
 from segdeploy.core.errors import SegDeployError, TrainError
 from segdeploy.data import open_dataset
 from segdeploy.data.sample import Dataset
@@ -41,6 +43,8 @@ class Job:
     split: str
     device: str
     wanted: Wanted
+    tta: TtaSpec | None = None
+    window: SlidingWindow | None = None
 
 
 def count_alone(
@@ -116,7 +120,8 @@ def _count_chunk(job: Job, indices: Sequence[int]) -> Tally:
 
 @cache
 def _open_once(job: Job) -> tuple[Predictor, Dataset]:
-    return open_predictor(job.path, job.device), open_dataset(job.data, job.split)
+    predictor = open_predictor(job.path, job.device, tta=job.tta, window=job.window)
+    return predictor, open_dataset(job.data, job.split)
 
 
 def is_launched() -> bool:

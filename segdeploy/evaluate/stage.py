@@ -18,6 +18,8 @@ import numpy as np
 from PIL import Image
 
 from segdeploy.backends.predictor import Predictor, open_predictor
+from segdeploy.backends.sliding import SlidingWindow
+from segdeploy.backends.tta import TtaSpec
 from segdeploy.core.errors import ArtifactError, ConfigError, DataError
 from segdeploy.core.files import write_bytes, write_errors, write_json
 from segdeploy.core.folder import ModelFolder, load_folder
@@ -57,6 +59,8 @@ def evaluate(
     device: str = "cpu",
     limit: int | None = None,
     boundary: bool = False,
+    tta: TtaSpec | None = None,
+    sliding_window: SlidingWindow | None = None,
     save: bool = True,
     progress: Progress | None = None,
 ) -> EvalResult:
@@ -71,6 +75,8 @@ def evaluate(
         device: `cpu` or `cuda`.
         limit: Only the first so many images.
         boundary: Also score the outlines; slow.
+        tta: Average the probabilities of several views of each image.
+        sliding_window: Run each image window by window.
         save: False writes nothing.
         progress: Called with (done, total) images.
 
@@ -92,16 +98,16 @@ def evaluate(
     indices = range(min(len(dataset), limit or len(dataset)))
     with (
         run_lock(folder.path.parent) if writes else nullcontext(),
-        open_predictor(folder.path, device) as predictor,
+        open_predictor(folder.path, device, tta=tta, window=sliding_window) as predictor,
     ):
         wanted = Wanted(
             count_labels(dataset.task, len(dataset.classes)),
             outlines=boundary,
             saliency=dataset.task is Task.BINARY and predictor.has_confidence,
         )
-        job = Job(folder.path, data, split, device, wanted)
+        job = Job(folder.path, data, split, device, wanted, tta, sliding_window)
         tally = _count(job, predictor, dataset, indices, nproc=nproc, progress=progress)
-        result = _result(folder, dataset, tally)
+        result = _result(folder, dataset, tally, job)
         if writes:
             pictures = _draw_pictures(predictor, dataset, indices)
             with _replacing_pictures(folder.path / SAMPLES, pictures):
@@ -168,7 +174,7 @@ def _count(
     return count_spawned(job, indices, nproc, progress)
 
 
-def _result(folder: ModelFolder, dataset: Dataset, tally: Tally) -> EvalResult:
+def _result(folder: ModelFolder, dataset: Dataset, tally: Tally, job: Job) -> EvalResult:
     manifest, records, num_images = folder.manifest, tally.records, len(tally.records)
     classes = label_names(manifest.task, manifest.classes)
     names = records.dtype.names or ()
@@ -190,6 +196,8 @@ def _result(folder: ModelFolder, dataset: Dataset, tally: Tally) -> EvalResult:
         class_boundary_f=(
             by_class(classes, class_boundary_f(records["contour"])) if outlines else None
         ),
+        tta=None if job.tta is None else job.tta.to_dict(),
+        sliding_window=None if job.window is None else job.window.to_dict(),
     )
 
 

@@ -19,6 +19,8 @@ from numpy.typing import NDArray
 from PIL import Image
 
 from segdeploy.backends.predictor import Predictor, open_predictor
+from segdeploy.backends.sliding import SlidingWindow
+from segdeploy.backends.tta import TtaSpec
 from segdeploy.core.errors import DataError, SegDeployError
 from segdeploy.core.files import write_bytes, write_errors
 from segdeploy.core.task import Task
@@ -54,7 +56,13 @@ class PredictOutcome:
 
 
 def predict(
-    model: Path, images: Sequence[str | Path], out: Path, *, device: str = "cpu"
+    model: Path,
+    images: Sequence[str | Path],
+    out: Path,
+    *,
+    device: str = "cpu",
+    tta: TtaSpec | None = None,
+    sliding_window: SlidingWindow | None = None,
 ) -> list[PredictedFile]:
     """Write `NAME.png` (class indices) and `NAME_overlay.png` into `out` for each picture.
 
@@ -66,6 +74,8 @@ def predict(
         images: Files, folders (their direct image files) and patterns.
         out: Made if absent; older results of the same name are replaced.
         device: `cpu` or `cuda`.
+        tta: Average the probabilities of several views of each picture.
+        sliding_window: Run each picture window by window.
 
     Raises:
         DataError: If an argument means no image, or a picture is damaged (after all others were
@@ -73,7 +83,9 @@ def predict(
         ArtifactError: If the folder is damaged, or `out` cannot be written.
         BackendUnavailableError: If the runtime or the device is missing.
     """
-    outcome = predict_files(model, images, out, device=device)
+    outcome = predict_files(
+        model, images, out, device=device, tta=tta, sliding_window=sliding_window
+    )
     if outcome.failures:
         raise _summary(outcome)
     return outcome.files
@@ -85,6 +97,8 @@ def predict_files(
     out: Path,
     *,
     device: str = "cpu",
+    tta: TtaSpec | None = None,
+    sliding_window: SlidingWindow | None = None,
     progress: Progress = lambda _done, _total: None,
 ) -> PredictOutcome:
     """As `predict`, but damaged pictures are returned beside the results."""
@@ -93,7 +107,10 @@ def predict_files(
     check_targets(paths, [target for pair in targets for target in pair])
     files: list[PredictedFile] = []
     failures: list[SegDeployError] = []
-    with open_predictor(model, device) as predictor, _made_folder(out):
+    with (
+        open_predictor(model, device, tta=tta, window=sliding_window) as predictor,
+        _made_folder(out),
+    ):
         for index, (path, (mask, tinted)) in enumerate(zip(paths, targets, strict=True), start=1):
             try:
                 drawn = _draw(predictor, path)

@@ -15,13 +15,20 @@ from segdeploy.train.config import TrainConfig
 
 if TYPE_CHECKING:
     from segdeploy.core.folder import Checkpoint
-    from segdeploy.train.losses import Loss
+    from segdeploy.train.losses.base import Loss
 
 LOSSES: Registry[type[Loss]] = Registry(
     "loss",
     {
-        "cross_entropy": "segdeploy.train.losses:CrossEntropy",
-        "binary_cross_entropy": "segdeploy.train.losses:BinaryCrossEntropy",
+        "binary_cross_entropy": "segdeploy.train.losses.cross_entropy:BinaryCrossEntropy",
+        "cross_entropy": "segdeploy.train.losses.cross_entropy:CrossEntropy",
+        "dice": "segdeploy.train.losses.overlap:Dice",
+        "focal": "segdeploy.train.losses.focal:Focal",
+        "focal_sigmoid": "segdeploy.train.losses.focal:FocalSigmoid",
+        "jaccard": "segdeploy.train.losses.overlap:Jaccard",
+        "lovasz": "segdeploy.train.losses.lovasz:Lovasz",
+        "ohem_cross_entropy": "segdeploy.train.losses.cross_entropy:OhemCrossEntropy",
+        "tversky": "segdeploy.train.losses.overlap:Tversky",
     },
 )
 

@@ -19,20 +19,31 @@ import msgspec
 
 from segdeploy.core.errors import ConfigError
 from segdeploy.core.folder import check_companion, load_checkpoint
+from segdeploy.data.augment import AugmentSpec
+from segdeploy.train.losses.terms import parse_terms
 
 
 @dataclass(frozen=True, kw_only=True)
 class TrainConfig:
     """Everything that decides a training run. Sizes are (H, W) in pixels.
 
-    `batch_size` is over all processes. `lr` is the peak of a poly schedule with linear warm-up,
-    both counted in iterations. `val_every` is in epochs; the last epoch is always validated.
+    `batch_size` is over all processes; each works its share through in `accumulate` parts, for less
+    memory. `loss` is one or a sum: "0.5*focal(gamma=3)+dice". `lr` is the peak of `schedule`, and
+    `warmup_steps` the iterations up to it; "step" multiplies it by `step_factor` at the start of
+    each of `step_epochs` (from 0). `head_lr_factor` multiplies it for all but the encoder.
+    `decay_norms` false spares vectors (norms and biases) the weight decay. `clip_norm` is the
+    largest 2-norm of all gradients, 0 for any. `patience` ends a run after so many validations
+    without a better mIoU, 0 never. `val_every` is in epochs; the last epoch is always validated.
     `class_weights` "sqrt_median" weights class c by sqrt(median frequency / frequency of c).
     `norm_momentum` replaces the models' batch-norm momentum: MobileNetV3's 0.01 needs about 500
     iterations to settle, too many for a short run. `ema_decay` 0 keeps no averaged weights.
     `deterministic` None means: on CPU yes, on GPU no. `freeze` "encoder" keeps the weights and the
     norm statistics of the model's encoder as they are. `se_weight` weights the loss of a presence
     head ("se"), where the model has one.
+
+    `augment` "recipe" takes the augmentation from the settings here (`data.augment.AugmentSpec`
+    says what they mean), "preset" from the table of data sets (`data.presets`; only `crop` may
+    differ), "none" does no more than crop.
     """
 
     model: str
@@ -40,17 +51,34 @@ class TrainConfig:
     out: str
     epochs: int = 50
     batch_size: int = 8
+    augment: Literal["recipe", "preset", "none"] = "recipe"
     crop: tuple[int, int] | None = None
     scale: tuple[float, float] = (0.5, 2.0)
     flip: float = 0.5
     jitter: float = 0.3
     hue: float = 0.0
-    optimizer: Literal["adamw", "sgd"] = "adamw"
+    shorter_side: int | None = None
+    longer_side: int | None = None
+    stretch: tuple[int, int] | None = None
+    rotate: float = 0.0
+    elastic: float = 0.0
+    grid: float = 0.0
+    vertical_flip: float = 0.0
+    blur: float = 0.0
+    photometric: int = 0
+    optimizer: Literal["adamw", "adam", "sgd"] = "adamw"
     lr: float = 2e-3
+    head_lr_factor: float = 1.0
     momentum: float = 0.9
     weight_decay: float = 1e-2
+    decay_norms: bool = True
+    clip_norm: float = 0.0
+    accumulate: int = 1
+    schedule: Literal["poly", "cosine", "step", "one_cycle"] = "poly"
     warmup_steps: int = 200
     poly_power: float = 0.9
+    step_epochs: tuple[int, ...] = ()
+    step_factor: float = 0.1
     loss: str | None = None
     class_weights: Literal["none", "sqrt_median"] = "none"
     aux_weight: float = 0.5
@@ -65,6 +93,7 @@ class TrainConfig:
     seed: int = 0
     val_every: int = 1
     val_limit: int | None = None
+    patience: int = 0
     init: str | None = None
     device: str = "auto"
     nproc: int = 1
@@ -76,20 +105,21 @@ class TrainConfig:
     def __post_init__(self) -> None:
         for name, value in self._numbers():
             _require(math.isfinite(value), f"{name} must be finite", value)
-        for name in ("epochs", "batch_size", "nproc", "val_every"):
+        for name in ("epochs", "batch_size", "accumulate", "nproc", "val_every"):
             _require(getattr(self, name) >= 1, f"{name} must be at least 1", getattr(self, name))
-        for name in ("lr", "timeout_s", "poly_power"):
+        for name in ("lr", "head_lr_factor", "timeout_s", "poly_power", "step_factor"):
             _require(getattr(self, name) > 0, f"{name} must be positive", getattr(self, name))
-        for name in ("weight_decay", "warmup_steps", "workers", "aux_weight", "se_weight", "seed"):
+        for name in _NOT_NEGATIVE:
             _require(getattr(self, name) >= 0, f"{name} must not be negative", getattr(self, name))
         low, high = self.scale
         _require(0 < low <= high, "scale must be (low, high) with 0 < low <= high", self.scale)
         sides = self.crop or (_LEAST_SIDE, _LEAST_SIDE)
         is_met = min(sides) >= _LEAST_SIDE and max(sides) <= _MOST_SIDE
         _require(is_met, f"crop sides must be in {_LEAST_SIDE}..{_MOST_SIDE}", self.crop)
-        for name, most in (("flip", 1.0), ("jitter", 1.0), ("hue", 0.5), ("momentum", 1.0)):
+        for name, most in _MOST.items():
             value = getattr(self, name)
             _require(0 <= value <= most, f"{name} must be in 0..{most:g}", value)
+        self._check_augmentation()
         _require(high <= _MOST_SCALE, f"scale must end at {_MOST_SCALE:g}", self.scale)
         _require(self.seed < 2**63, "seed must be below 2**63", self.seed)
         _require(self.timeout_s <= _LONGEST_S, f"timeout_s ends at {_LONGEST_S:g}", self.timeout_s)
@@ -103,6 +133,29 @@ class TrainConfig:
             "batch_size is over all processes and must be divisible by nproc",
             (self.batch_size, self.nproc),
         )
+        share = self.batch_size // self.nproc
+        is_met = share % self.accumulate == 0
+        _require(is_met, f"accumulate must divide a process's {share} images", self.accumulate)
+        is_met = self.schedule != "step" or min(self.step_epochs, default=0) > 0
+        _require(is_met, "schedule 'step' needs step_epochs, each above 0", self.step_epochs)
+        if self.loss is not None:
+            parse_terms(self.loss)
+
+    def _check_augmentation(self) -> None:
+        for name in ("shorter_side", "longer_side", "stretch"):
+            value = getattr(self, name)
+            sides = value if isinstance(value, tuple) else (value,)
+            is_met = value is None or all(_LEAST_SIDE <= s <= _MOST_SIDE for s in sides)
+            _require(is_met, f"{name} must be in {_LEAST_SIDE}..{_MOST_SIDE}", value)
+        chosen = {name: getattr(self, name) for name in AUGMENT_SETTINGS}
+        AugmentSpec((_LEAST_SIDE, _LEAST_SIDE), **chosen)  # At most one base size.
+        plain = {f.name: f.default for f in dataclasses.fields(self)}
+        changed = [name for name, value in chosen.items() if value != plain[name]]
+        if self.augment != "recipe" and changed:
+            raise ConfigError(
+                f"Training setting: augment = {self.augment} decides {', '.join(changed)} itself.",
+                hint="Leave these out, or set augment = recipe.",
+            )
 
     def _numbers(self) -> list[tuple[str, float]]:
         """Every number of the recipe with its name, those in pairs one by one."""
@@ -114,7 +167,17 @@ class TrainConfig:
         return found
 
 
+AUGMENT_SETTINGS = tuple(f.name for f in dataclasses.fields(AugmentSpec) if f.name != "crop")
+_NOT_NEGATIVE = (
+    "weight_decay", "clip_norm", "warmup_steps", "workers", "aux_weight", "se_weight", "seed",
+    "patience",
+)  # fmt: skip
 _LEAST_SIDE, _MOST_SIDE = 32, 16_384  # As of an export.
+# Grid lines that move by more than half a cell could cross.
+_MOST = {
+    "flip": 1.0, "jitter": 1.0, "hue": 0.5, "momentum": 1.0, "rotate": 180.0, "elastic": 1000.0,
+    "grid": 0.5, "vertical_flip": 1.0, "blur": 1.0, "photometric": 10,
+}  # fmt: skip
 _MOST_SCALE, _LONGEST_S = 16.0, 86_400.0
 
 

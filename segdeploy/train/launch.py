@@ -84,7 +84,8 @@ def _start(ranks: list[subprocess.Popen[bytes]], config: TrainConfig, *, resume:
         env.setdefault("OMP_NUM_THREADS", str(threads))
         command = [sys.executable, "-m", "segdeploy.train.worker", settings]
         with deaf_children():
-            ranks.append(subprocess.Popen(command, env=env, stdin=subprocess.PIPE))
+            # Their stdout is our stderr: ours is for the result.
+            ranks.append(subprocess.Popen(command, env=env, stdin=subprocess.PIPE, stdout=2))
 
 
 def _watch(ranks: list[subprocess.Popen[bytes]], grace_s: float) -> list[int]:

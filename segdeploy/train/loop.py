@@ -3,12 +3,14 @@
 Its state goes through `state_parts`, so that a resumed run is the uninterrupted one.
 
 The loss of a global batch is sum over valid pixels of all ranks / valid pixels of all ranks, and
-so for images where the model has a presence head. DDP averages gradients over ranks, hence the
-factor `world` on the local part.
+so for images (see `losses`). DDP averages gradients over ranks, hence the factor `world` on the
+local part. An accumulated batch is worked through in parts that are divided by the same, so that
+they add up to the whole.
 """
 
 from __future__ import annotations
 
+import contextlib
 import math
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -20,14 +22,17 @@ from torch import Tensor, nn
 
 from segdeploy.core.errors import ConfigError, TrainError
 from segdeploy.core.task import Task, ignore_value, num_logits
+from segdeploy.core.trust import is_callable_name
 from segdeploy.data import Dataset
 from segdeploy.data.transforms import TrainingView, TrainTransform
 from segdeploy.frameworks.distributed import Group
 from segdeploy.train.batches import create_loader, epoch_batches
 from segdeploy.train.config import TrainConfig
 from segdeploy.train.ema import Average
-from segdeploy.train.losses import Loss, Presence
-from segdeploy.train.schedule import poly_factor
+from segdeploy.train.losses.presence import Presence
+from segdeploy.train.losses.weighted import WeightedSum
+from segdeploy.train.optimizers import clip_gradients, create_optimizer, set_rate
+from segdeploy.train.schedule import rate_factor
 from segdeploy.train.state import Progress
 from segdeploy.zoo.keys import encoder_name
 from segdeploy.zoo.outputs import presence_logits, split_outputs
@@ -53,7 +58,7 @@ class Trainer:
     Args:
         config: The recipe.
         module: Freshly initialised or loaded; moved to the group's device.
-        loss: Sums over valid pixels.
+        loss: What is minimised, of the main and of auxiliary logits.
         presence: Sums over images; used where the model has a presence head.
         group: The processes that train together.
         num_batches: Iterations per epoch.
@@ -63,7 +68,7 @@ class Trainer:
         self,
         config: TrainConfig,
         module: nn.Module,
-        loss: Loss,
+        loss: WeightedSum,
         presence: Presence,
         group: Group,
         num_batches: int,
@@ -75,11 +80,15 @@ class Trainer:
         )
         self.module = to_memory_format(module.to(group.device), self.memory_format)
         self.frozen = _freeze(self.module, config)
+        self.optimizer = create_optimizer(config, self.module)
         self.model: nn.Module = self.module
         if group.world > 1:
             device_ids = [group.device.index] if group.device.type == "cuda" else None
-            self.model = nn.parallel.DistributedDataParallel(self.module, device_ids=device_ids)
-        self.optimizer = _create_optimizer(config, self.module)
+            self.model = nn.parallel.DistributedDataParallel(
+                self.module,
+                device_ids=device_ids,
+                find_unused_parameters=is_callable_name(config.model),  # The zoo's are frozen.
+            )
         self.scaler = torch.amp.GradScaler(group.device.type, enabled=config.amp == "fp16")
         self.average = Average(self.module, config.ema_decay) if config.ema_decay else None
         self.num_batches = num_batches
@@ -108,11 +117,11 @@ class Trainer:
         loader = create_loader(view, todo, self.group.rank, self.group.world, self.config.workers)
         for images, labels in loader:
             self._set_rate()
-            total, norm, stop = self._step(images, labels, should_stop())
-            progress.loss_sum += total
+            value, norm, stop = self._step(images, labels, should_stop())
+            progress.loss_sum += value * norm
             progress.norm_sum += norm
             progress.step += 1
-            on_step(total / max(norm, 1.0))
+            on_step(value)
             if stop:
                 raise Interrupted
         mean = progress.loss_sum / max(progress.norm_sum, 1.0)
@@ -122,56 +131,94 @@ class Trainer:
         return Epoch(mean, rate)
 
     def _step(self, images: Tensor, labels: Tensor, stop: bool) -> tuple[float, float, bool]:
-        """Do one iteration; return (loss sum, normaliser) over all ranks, and whether to stop."""
-        device = self.group.device
-        images = images.to(device, memory_format=self.memory_format, non_blocking=True)
-        labels = labels.to(device, non_blocking=True)
-        agreed = torch.stack([
-            self.loss.normalizer(labels).to(device),
-            self.presence.normalizer(labels).to(device),
-            torch.tensor(float(stop), dtype=torch.float64, device=device),
-        ])  # fmt: skip
-        self.group.sum(agreed)
+        """Do one iteration; return (loss, normaliser) over all ranks, and whether to stop."""
+        labels = labels.to(self.group.device, non_blocking=True)
+        norms, stop = self._agree(labels, stop)
         self.optimizer.zero_grad(set_to_none=True)
-        amp = _AMP_TYPES.get(self.config.amp, torch.bfloat16)
-        with torch.autocast(device.type, amp, enabled=self.config.amp != "none"):
-            output = self.model(images)
-        main_total, loss = self._losses(output, labels, agreed[:2].clamp(min=1e-12))
-        self.scaler.scale(loss * self.group.world).backward()  # type: ignore[no-untyped-call]
-        value = float(self.group.sum(main_total.detach().double()))
+        size = len(images) // self.config.accumulate
+        parts = zip(torch.split(images, size), torch.split(labels, size), strict=True)
+        totals = torch.zeros(len(norms) - 1, device=self.group.device)
+        for number, (some_images, some_labels) in enumerate(parts, start=1):
+            with self._syncing(is_last=number == self.config.accumulate):
+                totals = totals + self._backward(some_images, some_labels, norms)
+        value = float(self.loss.value(self.group.sum(totals.double()), norms[:-1]))
         if not math.isfinite(value):
             raise TrainError(
                 f"The loss is {value} at epoch {self.progress.epoch}, step {self.progress.step}.",
                 hint="Lower --lr, or train without --amp fp16. The last complete epoch is kept: "
                 "see RUN/last.",
             )
+        self._update()
+        return value, float(norms[0]), stop
+
+    def _agree(self, labels: Tensor, stop: bool) -> tuple[Tensor, bool]:
+        """Return the normalisers over all ranks, of presence last, and whether any shall stop."""
+        device = self.group.device
+        agreed = torch.cat([
+            self.loss.normalizers(labels).to(device),
+            self.presence.normalizer(labels).to(device).view(1),
+            torch.tensor([float(stop)], dtype=torch.float64, device=device),
+        ])  # fmt: skip
+        self.group.sum(agreed)
+        return agreed[:-1], bool(agreed[-1])
+
+    def _syncing(self, *, is_last: bool) -> contextlib.AbstractContextManager[None]:
+        """Let ranks exchange gradients once a batch, after its last part."""
+        if isinstance(self.model, nn.parallel.DistributedDataParallel) and not is_last:
+            return self.model.no_sync()
+        return contextlib.nullcontext()
+
+    def _backward(self, images: Tensor, labels: Tensor, norms: Tensor) -> Tensor:
+        """Add the gradients of a part of the batch; return the sums of its main loss."""
+        device = self.group.device
+        images = images.to(device, memory_format=self.memory_format, non_blocking=True)
+        amp = _AMP_TYPES.get(self.config.amp, torch.bfloat16)
+        with torch.autocast(device.type, amp, enabled=self.config.amp != "none"):
+            output = self._forward(images)
+        totals, loss = self._losses(output, labels, norms)
+        self.scaler.scale(loss * self.group.world).backward()  # type: ignore[no-untyped-call]
+        return totals.detach()
+
+    def _forward(self, images: Tensor) -> Any:
+        try:
+            return self.model(images)
+        except ValueError as error:  # Batch norm of a single value has no variance.
+            shape = "x".join(map(str, images.shape))
+            raise TrainError(
+                f"The model cannot train on {shape}, the part of one process: {error}.",
+                hint="Give more images per process (--batch-size) and part (--accumulate), or a "
+                "larger --crop.",
+            ) from error
+
+    def _losses(self, output: Any, labels: Tensor, norms: Tensor) -> tuple[Tensor, Tensor]:
+        """Return this part's sums of the main loss, and its part of the loss of the batch."""
+        main, auxiliary = split_outputs(output)
+        main_totals = totals = self.loss.totals(main, labels)
+        for logits in auxiliary:
+            totals = totals + self.config.aux_weight * self.loss.totals(logits, labels)
+        loss = self.loss.value(totals, norms[:-1])
+        presence = presence_logits(output)
+        if presence is not None:
+            shown = self.presence.total(presence, labels)
+            loss = loss + self.config.se_weight * shown / norms[-1].clamp(min=1e-12)
+        return main_totals, loss
+
+    def _update(self) -> None:
+        """Take the optimizer's step with the gradients of the batch."""
+        if self.config.clip_norm:
+            self.scaler.unscale_(self.optimizer)
+            clip_gradients(self.optimizer, self.config.clip_norm)
         self.scaler.step(self.optimizer)
         self.scaler.update()
         if self.average is not None:
             self.average.update(self.module)
-        return value, float(agreed[0]), bool(agreed[2])
-
-    def _losses(self, output: Any, labels: Tensor, norms: Tensor) -> tuple[Tensor, Tensor]:
-        """Return this rank's sum of the main loss, and its part of the loss of the batch."""
-        main, auxiliary = split_outputs(output)
-        main_total = total = self.loss.total(main, labels)
-        for logits in auxiliary:
-            total = total + self.config.aux_weight * self.loss.total(logits, labels)
-        loss = total / norms[0]
-        presence = presence_logits(output)
-        if presence is not None:
-            shown = self.presence.total(presence, labels)
-            loss = loss + self.config.se_weight * shown / norms[1]
-        return main_total, loss
 
     def _rate(self, step: int) -> float:
-        config = self.config
-        return config.lr * poly_factor(step, self.num_steps, config.warmup_steps, config.poly_power)
+        return self.config.lr * rate_factor(self.config, step, self.num_steps)
 
     def _set_rate(self) -> None:
-        rate = self._rate(self.progress.epoch * self.num_batches + self.progress.step)
-        for group in self.optimizer.param_groups:
-            group["lr"] = rate
+        step = self.progress.epoch * self.num_batches + self.progress.step
+        set_rate(self.optimizer, self._rate(step))
 
     def weights(self) -> dict[str, Tensor]:
         """Return the state dict to validate and keep: the average if there is one."""
@@ -220,15 +267,6 @@ def _freeze(module: nn.Module, config: TrainConfig) -> list[nn.Module]:
     if not any(p.requires_grad for p in module.parameters()):
         raise ConfigError(f"{config.model} is all encoder: with it frozen nothing is trained.")
     return [encoder]
-
-
-def _create_optimizer(config: TrainConfig, module: nn.Module) -> torch.optim.Optimizer:
-    parameters = [p for p in module.parameters() if p.requires_grad]
-    if config.optimizer == "sgd":
-        return torch.optim.SGD(
-            parameters, config.lr, momentum=config.momentum, weight_decay=config.weight_decay
-        )
-    return torch.optim.AdamW(parameters, config.lr, weight_decay=config.weight_decay)
 
 
 def to_memory_format(module: nn.Module, memory_format: torch.memory_format) -> nn.Module:

@@ -25,15 +25,15 @@ from segdeploy.core.contract import IoContract, contract_tensors
 from segdeploy.core.errors import ConfigError, DataError
 from segdeploy.core.folder import MANIFEST, Checkpoint, load_checkpoint
 from segdeploy.core.lock import run_lock
-from segdeploy.core.preprocess import PreprocessSpec
+from segdeploy.core.preprocess import model_size
 from segdeploy.core.results import EvalResult
-from segdeploy.core.task import Task, ignore_value
+from segdeploy.core.task import ignore_value
 from segdeploy.core.trust import is_callable_name
 from segdeploy.data import TRAIN, VAL, Dataset, open_dataset
-from segdeploy.data.transforms import AugmentSpec, TrainTransform
+from segdeploy.data.transforms import TrainTransform
 from segdeploy.frameworks.distributed import Group, is_launched, process_group
 from segdeploy.metrics import accumulate, count_labels, label_names
-from segdeploy.train import LOSSES
+from segdeploy.train.augment import plan_augmentation
 from segdeploy.train.batches import loader_errors
 from segdeploy.train.config import RECIPE, TrainConfig, check_same_recipe, config_toml
 from segdeploy.train.launch import STOP_SIGNAL, launch_ranks
@@ -47,8 +47,9 @@ from segdeploy.train.loop import (
     plan_epoch,
     to_memory_format,
 )
-from segdeploy.train.losses import Loss, Presence
-from segdeploy.train.state import STATE, encode_state, load_state
+from segdeploy.train.losses.presence import Presence
+from segdeploy.train.losses.weighted import WeightedSum, create_loss
+from segdeploy.train.state import STATE, Progress, encode_state, load_state
 from segdeploy.zoo import create_model
 from segdeploy.zoo.checkpoint import save_checkpoint
 from segdeploy.zoo.custom import check_runs
@@ -153,10 +154,16 @@ class _Run:
         _seed_everything(config, group)
         self.train_set = open_dataset(config.data, TRAIN)
         self.val_set = _open_validation(config, self.train_set)
-        self.preprocess = PreprocessSpec()
+        if config.patience and self.val_set is None:
+            raise ConfigError(
+                f"{config.data} has no validation split to be patient about.",
+                hint="Leave --patience out.",
+            )
         sample = self.train_set[0]
-        self.design_size = (sample.image.shape[0], sample.image.shape[1])
-        self.crop = config.crop or self.design_size
+        size = (sample.image.shape[0], sample.image.shape[1])
+        plan = plan_augmentation(config, size)
+        self.augment, self.preprocess = plan.augment, plan.preprocess
+        self.design_size = model_size(size, self.preprocess)
         self.init: dict[str, Any] = {}  # What was loaded at the start of the run.
 
     def execute(self, *, resume: bool) -> Checkpoint:
@@ -180,7 +187,7 @@ class _Run:
         config = self.config
         module = create_model(config.model, logit_channels(self.train_set))
         if is_callable_name(config.model):
-            check_runs(module, config.model, self.crop)
+            check_runs(module, config.model, self.augment.crop)
         if resume:
             last = load_checkpoint(self.run / "last")
             self.init = last.manifest.options.get("init", {})
@@ -193,30 +200,22 @@ class _Run:
                 display.say(note)
         return module
 
-    def _create_losses(self) -> tuple[Loss, Presence]:
+    def _create_losses(self) -> tuple[WeightedSum, Presence]:
         config, data = self.config, self.train_set
-        default = "binary_cross_entropy" if data.task is Task.BINARY else "cross_entropy"
-        loss = LOSSES.get(config.loss or default)
-        if data.task not in loss.tasks:
-            raise ConfigError(
-                f"The loss {config.loss} is for {', '.join(sorted(loss.tasks))} tasks, but "
-                f"{data.name} is {data.task}.",
-                hint=f"Leave it out, or set loss = '{default}'.",
-            )
         ignore = ignore_value(count_labels(data.task, len(data.classes)))
         weights = None
         if config.class_weights == "sqrt_median":
             weights = torch.tensor(class_weights(data), device=self.group.device)
-        return loss(ignore, weights), Presence(data.task, ignore)
+        return create_loss(config.loss, data.task, ignore, weights), Presence(data.task, ignore)
 
     def _epochs(self, trainer: Trainer, log: EpochLog, display: TrainingDisplay) -> None:
         config, progress = self.config, trainer.progress
         transform = TrainTransform(
-            AugmentSpec(self.crop, config.scale, config.flip, config.jitter, config.hue),
+            self.augment,
             self.preprocess,
             count_labels(self.train_set.task, len(self.train_set.classes)),
         )
-        while progress.epoch < config.epochs:
+        while not self._is_done(progress):
             epoch = progress.epoch
             started = time.perf_counter()
             batches = plan_epoch(config, len(self.train_set), epoch)
@@ -236,6 +235,7 @@ class _Run:
             seconds = progress.seconds + time.perf_counter() - started
             progress.seconds = 0.0
             scores = self._validate(trainer, epoch)
+            is_best = progress.record(scores)
             if not self.group.is_main:
                 continue
             line = {
@@ -246,9 +246,11 @@ class _Run:
                 "seconds": seconds,
                 "images_s": len(batches) * config.batch_size / seconds,
             }
-            self._keep(trainer, scores.get("mean_iou"), is_last=epoch + 1 == config.epochs)
+            self._keep(trainer, is_best=is_best)
             log.append(line)
             display.end(line)
+        if progress.epoch < config.epochs:
+            display.say(f"stopped early: no better mIoU in {progress.stale} validations")
 
     def _validate(self, trainer: Trainer, epoch: int) -> dict[str, float | None]:
         """Score the kept weights on the validation split, summed over ranks; {} if not due."""
@@ -284,13 +286,13 @@ class _Run:
         session = ModuleSession(module.eval(), *tensors, device=str(self.group.device))
         return Predictor(session, self.preprocess, task)
 
-    def _keep(self, trainer: Trainer, score: float | None, *, is_last: bool) -> None:
+    def _is_done(self, progress: Progress) -> bool:
+        patience = self.config.patience
+        return progress.epoch >= self.config.epochs or 0 < patience <= progress.stale
+
+    def _keep(self, trainer: Trainer, *, is_best: bool) -> None:
         """Write RUN/last, and RUN/checkpoint if this is the best so far (or nothing is scored)."""
-        best = trainer.progress.best
-        is_best = score is not None and score > best
-        if is_best and score is not None:
-            trainer.progress.best = score
-        if is_best or (is_last and trainer.progress.best < 0):
+        if is_best or (self._is_done(trainer.progress) and trainer.progress.best < 0):
             self._save(self.run / "checkpoint", trainer, {})
         self._save_last(trainer)
 

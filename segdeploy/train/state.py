@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import io
 import pickle
+from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -25,7 +26,8 @@ _RESTART = "Train again into another folder, or start from RUN/checkpoint with -
 class Progress:
     """Where a run stands: `epoch` and `step` are the next ones to do (step within the epoch).
 
-    `loss_sum` and `norm_sum` are of the epoch's steps so far, for its mean loss.
+    `loss_sum` and `norm_sum` are of the epoch's steps so far, for its mean loss: a batch weighs as
+    much as the normaliser of the first term. `stale` counts validations since the `best` one.
     """
 
     epoch: int = 0
@@ -34,6 +36,18 @@ class Progress:
     loss_sum: float = 0.0
     norm_sum: float = 0.0
     seconds: float = 0.0
+    stale: int = 0
+
+    def record(self, scores: Mapping[str, float | None]) -> bool:
+        """Take over the scores of an epoch, {} if not validated; return whether they are best."""
+        if "mean_iou" not in scores:
+            return False
+        score = scores["mean_iou"]
+        if score is None or score <= self.best:
+            self.stale += 1
+            return False
+        self.best, self.stale = score, 0
+        return True
 
 
 def encode_state(progress: Progress, parts: dict[str, Any]) -> bytes:

@@ -31,7 +31,7 @@ def create_model(name: str, num_classes: int, in_channels: int = 3) -> nn.Module
 
     Raises:
         UnknownNameError: If no model has this name.
-        ConfigError: If `num_classes` is not in 1..65535.
+        ConfigError: If `num_classes` is not in 1..65535, or `in_channels` is below 1.
         BackendUnavailableError: If torch is not installed.
     """
     from segdeploy.core.errors import ConfigError
@@ -42,6 +42,8 @@ def create_model(name: str, num_classes: int, in_channels: int = 3) -> nn.Module
             f"A model has 1 to {IGNORE_WIDE} classes, asked for {num_classes}.",
             hint="Label maps are uint16 at most, and one value of them means 'ignored'.",
         )
+    if in_channels < 1:
+        raise ConfigError(f"A model has at least one input channel, asked for {in_channels}.")
     if name not in MODELS:
         raise MODELS.unknown(name)
     require_torch("torchvision")

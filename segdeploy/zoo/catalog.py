@@ -47,6 +47,7 @@ ARCHITECTURES: Registry[Architecture] = Registry(
         "segformer": f"{_HERE}.segformer:SEGFORMER",
         "unet": f"{_HERE}.encoder_unet:UNET",
         "unet_scse": f"{_HERE}.encoder_unet:UNET_SCSE",
+        "unet_smp": f"{_HERE}.encoder_unet:UNET_SMP",
         "unetplusplus": f"{_HERE}.unetplusplus:UNETPLUSPLUS",
         "uperhead": f"{_HERE}.uperhead:UPERHEAD",
         "upernet": f"{_HERE}.upernet:UPERNET",
@@ -142,10 +143,14 @@ class ModelRegistry(Registry[ModelSpec]):
 
     def unknown(self, name: str) -> UnknownNameError:
         """Return the error; if the architecture is known, it is about the encoder."""
+        if ":" in name:
+            return UnknownNameError(
+                f"Unknown model '{name}'.", hint="One of your own is package.module:callable."
+            )
         for architecture in _by_length():
             if name.startswith(architecture + "_"):
                 error = ENCODERS.unknown(name.removeprefix(architecture + "_"))
-                return UnknownNameError(f"Unknown model '{name}': {error}", hint=error.hint)
+                return UnknownNameError(f"Unknown model '{name}': {error.message}", hint=error.hint)
         return super().unknown(name)
 
 

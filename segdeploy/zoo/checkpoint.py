@@ -125,9 +125,9 @@ def read_safetensors(path: Path) -> dict[str, Tensor]:
     """
     try:
         state = load_file(path)
-    except (OSError, SafetensorError) as error:
+        return {k: v.float() if v.is_floating_point() else v for k, v in state.items()}
+    except (OSError, SafetensorError, NotImplementedError) as error:  # The last: of 4-bit floats.
         raise CheckpointError(f"Cannot read weights {path}: {error}") from error
-    return {k: v.float() if v.is_floating_point() else v for k, v in state.items()}
 
 
 def num_parameters(module: nn.Module) -> int:

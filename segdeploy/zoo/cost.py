@@ -16,7 +16,7 @@ import torch
 from torch import Tensor, nn
 from torch.utils.flop_counter import FlopCounterMode, sdpa_flop_count
 
-from segdeploy.core.errors import ConfigError
+from segdeploy.core.errors import ConfigError, SegDeployError
 from segdeploy.zoo import create_model
 from segdeploy.zoo.checkpoint import num_parameters
 from segdeploy.zoo.keys import encoder_name
@@ -70,9 +70,12 @@ def measure_cost(module: nn.Module, size: tuple[int, int]) -> ModelCost:
     with torch.no_grad(), _activation_bytes(module) as activations, world_of(module), counter:
         try:
             module.eval()(torch.zeros(1, 3, *size))
-        except (RuntimeError, TypeError, ValueError) as error:
+        except SegDeployError:
+            raise
+        except Exception as error:  # The module may be code of one's own.
             raise ConfigError(
-                f"The model cannot run at {size[0]}x{size[1]}: {error}", hint="Give --size HxW."
+                f"The model cannot run at {size[0]}x{size[1]}: {type(error).__name__}: {error}",
+                hint="Give --size HxW.",
             ) from error
     macs = {name: sum(ops.values()) // 2 for name, ops in counter.get_flop_counts().items()}
     root = type(module).__name__

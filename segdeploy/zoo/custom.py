@@ -57,7 +57,7 @@ def _import(name: str) -> Callable[..., Any]:
     try:
         with contextlib.redirect_stdout(sys.stderr):  # Ours is for results only.
             found = attrgetter(attribute)(importlib.import_module(module))
-    except Exception as error:
+    except (Exception, SystemExit) as error:  # A script may end itself, over its own arguments.
         raise ConfigError(
             f"The model {name} cannot be imported: {_where(error)}",
             hint="Write package.module:callable; the current folder is importable.",
@@ -83,27 +83,46 @@ def _build(name: str, make: Callable[..., Any], *arguments: int) -> nn.Module:
     try:
         with contextlib.redirect_stdout(sys.stderr):
             module = make(*arguments)
-    except Exception as error:
+    except (Exception, SystemExit) as error:
         raise ConfigError(f"The model {name} cannot be built: {_where(error)}") from error
     if not isinstance(module, nn.Module):
         raise ConfigError(f"{name} returned a {type(module).__name__}, not a torch.nn.Module.")
+    _check_state(name, module)
     module.register_forward_hook(partial(_full_size, arguments[0]))
     return module
 
 
+def _check_state(name: str, module: nn.Module) -> None:
+    """Refuse, before any work, a state that no safetensors file can keep."""
+    import torch
+
+    others = [k for k, v in module.state_dict().items() if not isinstance(v, torch.Tensor)]
+    if others:
+        raise ConfigError(
+            f"The state dict of {name} holds more than tensors: {', '.join(others)}.",
+            hint="Checkpoints keep tensors only: let get_extra_state return one, or leave it out.",
+        )
+
+
 def check_runs(module: nn.Module, name: str, size: tuple[int, int]) -> None:
-    """Run a model of one's own once, in evaluation mode, on zeros (2, 3, H, W).
+    """Run a model of one's own once in each mode, on zeros (2, 3, H, W); its state is kept.
 
     Raises:
-        ConfigError: If its code fails, or gives no logits of the asked class count.
+        ConfigError: If its code fails, gives no logits of the asked class count, or none that can
+            be trained.
     """
     import torch
 
     modes = {part: part.training for part in module.modules()}
     device = next((p.device for p in module.parameters()), torch.device("cpu"))
+    images = torch.zeros(2, 3, *size, device=device)
     try:
         with torch.no_grad():
-            module.eval()(torch.zeros(2, 3, *size, device=device))
+            module.eval()(images)
+        kept = {key: value.clone() for key, value in module.state_dict().items()}
+        with torch.random.fork_rng(devices=[]):
+            logits = module.train()(images)["out"]
+        module.load_state_dict(kept)
     except SegDeployError:
         raise
     except Exception as error:
@@ -114,6 +133,8 @@ def check_runs(module: nn.Module, name: str, size: tuple[int, int]) -> None:
     finally:
         for part, mode in modes.items():
             part.training = mode
+    if not logits.requires_grad:
+        raise ConfigError(f"The logits of {name} depend on no parameter that can be trained.")
 
 
 def _spoken(arguments: tuple[int, ...]) -> str:
@@ -121,7 +142,7 @@ def _spoken(arguments: tuple[int, ...]) -> str:
     return ", ".join(f"{n}={v}" for n, v in zip(names, arguments, strict=False))
 
 
-def _where(error: Exception) -> str:
+def _where(error: BaseException) -> str:
     """The error of foreign code and the line it came from."""
     frame = traceback.extract_tb(error.__traceback__)[-1]
     return f"{type(error).__name__}: {error} ({frame.filename}:{frame.lineno})"
@@ -135,11 +156,18 @@ def _full_size(
 
     size = inputs[0].shape[-2:]
     main, others = split_outputs(output)
-    _check_logits(main, num_classes)
+    for logits in (main, *others):
+        _check_logits(logits, num_classes)
     maps = {"out": _resized(main, size)}
     maps |= {f"aux{i}": _resized(logits, size) for i, logits in enumerate(others, 1)}
     presence = presence_logits(output)
-    return maps if presence is None else maps | {PRESENCE: presence}
+    if presence is None:
+        return maps
+    if tuple(presence.shape[1:]) != (num_classes,):
+        raise ConfigError(
+            f"Presence logits ({PRESENCE}) are (N, {num_classes}), not {tuple(presence.shape)}."
+        )
+    return maps | {PRESENCE: presence}
 
 
 def _check_logits(found: Any, num_classes: int) -> None:
@@ -151,7 +179,8 @@ def _check_logits(found: Any, num_classes: int) -> None:
         raise ConfigError(
             f"A model for {num_classes} classes gives logits (N, {num_classes}, H, W); this one "
             f"gives {what}.",
-            hint="Return them as a tensor, as out of a dict, or as the first of a sequence.",
+            hint="Return them as a tensor, as out of a dict, or as the first of a sequence. Of "
+            "auxiliary heads they are called aux..., or follow in the sequence.",
         )
 
 

@@ -18,7 +18,7 @@ from torch import Tensor, nn
 
 from segdeploy.core.errors import CheckpointError, ConfigError
 from segdeploy.core.files import sha256_file
-from segdeploy.core.folder import Checkpoint
+from segdeploy.core.folder import Checkpoint, load_checkpoint
 from segdeploy.core.preprocess import PreprocessSpec
 from segdeploy.core.task import Task, num_logits
 from segdeploy.zoo import MODELS, create_model
@@ -62,9 +62,10 @@ def import_weights(
             official U-2-Net or a plain state dict; or a checkpoint folder.
         model: A name of the zoo, or `package.module:callable`.
         out: The folder to write.
-        classes: K label names; default: class_0, class_1, ...
-        task: What the logits mean; default: binary for K = 1, else multiclass.
-        preprocess: What the model was trained with; default: ImageNet's mean and std.
+        classes: K label names; default: those of a checkpoint folder, else class_0, class_1, ...
+        task: What the logits mean; default: the folder's, else binary for K = 1 and multiclass.
+        preprocess: What the model was trained with; default: the folder's, else ImageNet's mean
+            and std.
         note: Kept in the manifest, e.g. the licence of the weights.
         force: Replace a checkpoint that stands at `out`.
 
@@ -78,6 +79,10 @@ def import_weights(
     if not force and out.exists() and (not out.is_dir() or any(out.iterdir())):
         raise ConfigError(f"{out} exists.", hint="Choose another --out, or give --force.")
     weights = _in_our_layout(read_weights(path), model)
+    if path.is_dir():
+        known = load_checkpoint(path).manifest
+        classes, task = classes or known.classes, task or known.task
+        preprocess = preprocess or known.preprocess
     channels = _read_class_count(model, weights.tensors, path)
     task = task or (Task.BINARY if channels == 1 else Task.MULTICLASS)
     names = tuple(classes or (f"class_{i}" for i in range(channels)))
@@ -160,6 +165,7 @@ def _load(
     match = match_keys(own, shapes_of(tensors), stripped=WRAPPERS, added=("",))
     state, notes = _without_wrapper(tensors, match)
     found = difference(own, shapes_of(state))
+    _check_kinds(module.state_dict(), state, path)
     serious = _without_auxiliary(found)
     if serious:
         raise CheckpointError(f"{path} does not fit {model}: {serious}.", hint=layout_hint(tensors))
@@ -172,6 +178,17 @@ def _load(
     if found.unexpected:
         notes.append(f"Left out: the auxiliary head of the file ({few(found.unexpected)}).")
     return module, notes
+
+
+def _check_kinds(own: Mapping[str, Tensor], state: Mapping[str, Tensor], path: Path) -> None:
+    """Whole numbers in place of weights are those of a quantized model, without their scales."""
+    shared = [k for k in own if k in state]
+    odd = [k for k in shared if own[k].is_floating_point() != state[k].is_floating_point()]
+    if odd:
+        raise CheckpointError(
+            f"{path} has other kinds of numbers than the model: {few(odd)}.",
+            hint="Save the state_dict of the plain floating-point model.",
+        )
 
 
 def _without_wrapper(

@@ -94,7 +94,7 @@ WRAPPERS = ("", "model.", "net.")
 # Where libraries keep an encoder.
 _PLACES = (
     "encoder.", "backbone.", "features.", "encoder.model.", "encoder.features.",
-    "backbone.features.", "model.encoder.", "model.backbone.",
+    "backbone.model.", "backbone.features.", "model.encoder.", "model.backbone.",
 )  # fmt: skip
 STRIPPED = (*WRAPPERS, *_PLACES)
 ADDED = ("", *_PLACES)
@@ -132,7 +132,8 @@ def layout_hint(keys: Iterable[str]) -> str:
     if "segmentation_head" in tops:
         return (
             "The keys look like those of segmentation_models_pytorch: give its architecture and "
-            "encoder as --model, e.g. unet_resnet34."
+            "encoder as --model, e.g. unet_resnet34 (timm's as unet_timm/NAME). Where that name is "
+            "another system's net, write unet_smp_ENCODER or deeplabv3_smp_ENCODER."
         )
     if {"backbone", "classifier"} <= tops:
         return (

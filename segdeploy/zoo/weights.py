@@ -7,6 +7,7 @@ and does nothing when it is loaded.
 
 from __future__ import annotations
 
+import warnings
 from argparse import Namespace
 from dataclasses import dataclass
 from pathlib import Path
@@ -18,6 +19,7 @@ from torch import Tensor
 from segdeploy.core.errors import CheckpointError
 from segdeploy.core.folder import WEIGHTS, load_checkpoint
 from segdeploy.zoo.checkpoint import read_safetensors
+from segdeploy.zoo.keys import few
 
 
 @dataclass(frozen=True)
@@ -50,7 +52,8 @@ def read_weights(path: Path) -> Weights:
 
 def _load_pickle(path: Path) -> Any:
     try:
-        with torch.serialization.safe_globals([Namespace]):
+        with torch.serialization.safe_globals([Namespace]), warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # What is wrong is said once, by the error.
             return torch.load(path, map_location="cpu", weights_only=True)
     except Exception as error:  # The edge to torch and pickle: damaged files raise nearly anything.
         raise CheckpointError(
@@ -62,6 +65,8 @@ def _load_pickle(path: Path) -> Any:
 
 def _reason(error: Exception) -> str:
     """The line that says what is wrong: torch puts two paragraphs about its own API before it."""
+    if isinstance(error, KeyError | EOFError) or "operand" in str(error):
+        return "it is damaged, or torch.save did not write it"
     lines = [line.strip() for line in str(error).splitlines() if line.strip()]
     named = [line for line in lines if "unsupported" in line.lower()]
     if not named and any("weights_only" in line for line in lines):
@@ -70,20 +75,36 @@ def _reason(error: Exception) -> str:
 
 
 def _state_dict(loaded: Any, path: Path) -> dict[str, Tensor]:
-    for key in ("model", "state_dict", "model_state_dict"):
-        if isinstance(loaded, dict) and isinstance(loaded.get(key), dict):
-            loaded = loaded[key]
-            break
-    found = loaded if isinstance(loaded, dict) else {}
-    tensors = {str(k): v for k, v in found.items() if isinstance(v, Tensor)}
-    if not tensors:
+    places = ("model", "state_dict", "model_state_dict")
+    inner = [loaded.get(key) for key in places] if isinstance(loaded, dict) else []
+    tensors = next(filter(None, map(_tensors, (*inner, loaded))), None)
+    if tensors is None:
         raise CheckpointError(f"{path} holds no state dict.")
+    odd = [key for key, tensor in tensors.items() if not _is_plain(tensor)]
+    if odd:
+        raise CheckpointError(
+            f"{path} holds quantized, sparse or complex tensors, or such without content: "
+            f"{few(odd)}.",
+            hint="Save the state_dict of the plain floating-point model.",
+        )
     return _unwrapped({k: v.float() if v.is_floating_point() else v for k, v in tensors.items()})
 
 
+def _tensors(found: Any) -> dict[str, Tensor]:
+    """The tensors of a dict; {} of anything else, and of a dict of settings."""
+    items = found.items() if isinstance(found, dict) else ()
+    return {str(k): v for k, v in items if isinstance(v, Tensor)}
+
+
+def _is_plain(tensor: Tensor) -> bool:
+    is_dense = tensor.layout is torch.strided and not tensor.is_quantized
+    return is_dense and not tensor.is_complex() and not tensor.is_meta
+
+
 def _unwrapped(tensors: dict[str, Tensor]) -> dict[str, Tensor]:
-    """Without the prefixes of DataParallel (`module.`) and of torch.compile (`_orig_mod.`)."""
-    return {k.replace("_orig_mod.", "").removeprefix("module."): v for k, v in tensors.items()}
+    """Without what DataParallel, torch.compile and torch's AveragedModel add to the keys."""
+    kept = {k: v for k, v in tensors.items() if k != "n_averaged"}
+    return {k.replace("_orig_mod.", "").removeprefix("module."): v for k, v in kept.items()}
 
 
 def _notes(loaded: dict[str, Any], path: Path) -> tuple[str, ...]:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import subprocess
 import sys
 import textwrap
 from collections.abc import Callable, Iterator
@@ -48,6 +49,20 @@ _NET = """
 
         def forward(self, x):
             return self.head(self.encoder(x))
+
+    class Chatty(Net):
+        def forward(self, x):
+            print("here I am")
+            return super().forward(x)
+
+    class Fails(Net):
+        def forward(self, x):
+            raise KeyError("no such layer")
+
+    class Unused(Net):
+        def __init__(self, num_classes):
+            super().__init__(num_classes)
+            self.other = nn.Linear(2, 2)
 
     class Needy(nn.Module):
         def __init__(self, num_classes, width):
@@ -149,6 +164,46 @@ def test_show_tells_facts_and_blocks(cli: Run) -> None:
     assert "encoder" in out
     assert cli("show", "own_model:Net", "--size", "32")[0] == 2
     assert cli("show", "nonsense")[0] == 2
+
+
+def test_what_own_code_prints_stays_out_of_the_document(cli: Run) -> None:
+    code, out, err = cli("show", "own_model:Chatty", "--size", "32x32", "--json")
+    assert code == 0, err
+    assert json.loads(out)["name"] == "own_model:Chatty"
+    assert "here I am" in err
+
+
+def test_what_own_code_prints_in_ranks_stays_out_of_the_document() -> None:
+    line = ("train", "--model", "own_model:Chatty", "--data", "synthetic:32x32:4", "--out", "run",
+            "--epochs", "1", "--batch-size", "2", "--workers", "0", "--device", "cpu",
+            "--nproc", "2", "--json")  # fmt: skip
+    done = subprocess.run(
+        [sys.executable, "-m", "segdeploy", *line], capture_output=True, text=True, check=False
+    )
+    assert done.returncode == 0, done.stderr
+    assert json.loads(done.stdout)["model"] == "own_model:Chatty"
+    assert "here I am" in done.stderr
+
+
+def test_own_code_that_fails_is_no_bug_of_ours(cli: Run) -> None:
+    code, _, err = cli("show", "own_model:Fails", "--size", "32x32")
+    assert code == 2
+    assert "KeyError: 'no such layer'" in err
+    sys.path.insert(0, "")
+    import own_model  # type: ignore[import-not-found]
+
+    torch.save(own_model.Fails(5).state_dict(), "w.pth")
+    assert cli("import", "w.pth", "--model", "own_model:Fails", "--out", "c")[0] == 0
+    code, _, err = cli("evaluate", "c", "--data", "synthetic:32x32:4", "--allow-code", "--no-save")
+    assert "Traceback" not in err
+    assert code == 2
+
+
+def test_own_parameters_that_nothing_uses_train_in_two_processes(cli: Run) -> None:
+    line = ("train", "--model", "own_model:Unused", "--data", "synthetic:32x32:8", "--out", "run")
+    code, _, err = cli(*line, "--epochs", "1", "--batch-size", "2", "--workers", "0",
+                       "--device", "cpu", "--nproc", "2")  # fmt: skip
+    assert code == 0, err
 
 
 @pytest.mark.parametrize(

@@ -314,7 +314,7 @@ def test_labels_alone_have_no_saliency(tmp_path: Path, monkeypatch: pytest.Monke
     saved = _save(tmp_path, Task.BINARY, ("object",))
     io = IoContract(output=OutputKind.LABELS)
     predictor = Predictor(_LabelsOnly(), PreprocessSpec(), Task.BINARY, io)
-    monkeypatch.setattr(stage, "open_predictor", lambda *_: predictor)
+    monkeypatch.setattr(stage, "open_predictor", lambda *_, **__: predictor)
     result = evaluate(saved.path, data=BINARY, save=False)
     assert (result.mae, result.max_f) == (None, None)
     assert result.foreground_iou == 0

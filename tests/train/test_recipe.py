@@ -16,18 +16,6 @@ from segdeploy.train.batches import epoch_batches
 from segdeploy.train.config import TrainConfig, config_toml, load_config
 from segdeploy.train.ema import Average
 from segdeploy.train.loop import class_weights
-from segdeploy.train.schedule import poly_factor
-
-
-def test_schedule_warms_up_linearly_then_follows_the_poly_formula() -> None:
-    factors = [poly_factor(step, 100, 10, 0.9) for step in range(100)]
-    np.testing.assert_allclose(factors[:10], (np.arange(10) + 1) / 11)
-    np.testing.assert_allclose(factors[10:], (1 - np.arange(90) / 90) ** 0.9)
-    assert all(f > 0 for f in factors)
-
-
-def test_a_warm_up_longer_than_the_run_still_reaches_the_peak() -> None:
-    assert max(poly_factor(step, 10, 500, 0.9) for step in range(10)) == 1.0
 
 
 def test_batches_cover_every_sample_once_and_differ_by_epoch() -> None:
@@ -85,7 +73,10 @@ def test_flags_override_the_file_and_the_file_overrides_defaults(tmp_path: Path)
 
 
 def test_a_resolved_recipe_reads_back_as_itself(tmp_path: Path) -> None:
-    config = TrainConfig(model="unet", data='folder:a"b\\c', out="run", crop=(64, 96), note="é\n")
+    config = TrainConfig(
+        model="unet", data='folder:a"b\\c', out="run", crop=(64, 96), note="é\n",
+        loss="0.5*focal(gamma=3)+dice", schedule="step", step_epochs=(2, 3),
+    )  # fmt: skip
     recipe = tmp_path / "train.toml"
     recipe.write_bytes(config_toml(config))
     assert load_config(recipe, {}) == config
@@ -101,6 +92,14 @@ def test_a_resolved_recipe_reads_back_as_itself(tmp_path: Path) -> None:
         ("scale = [2.0, 1.0]", "scale"),
         ('amp = "int4"', "amp"),
         ("batch_size = 3\nnproc = 2", "divisible"),
+        ("batch_size = 4\nnproc = 2\naccumulate = 4", "must divide a process's 2 images"),
+        ("clip_norm = -1.0", "clip_norm must not be negative"),
+        ("patience = -1", "patience must not be negative"),
+        ("head_lr_factor = 0.0", "head_lr_factor must be positive"),
+        ('schedule = "linear"', "schedule"),
+        ('schedule = "step"', "needs step_epochs"),
+        ('schedule = "step"\nstep_epochs = [0, 4]', "each above 0"),
+        ('loss = "dice+"', "cannot be read"),
         ("ema_decay = 1.0", "ema_decay"),
         ("epochs = ", "not valid TOML"),
     ],

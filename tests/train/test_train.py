@@ -169,6 +169,14 @@ def test_an_auxiliary_head_is_trained(tmp_path: Path) -> None:
     assert trained["aux_classifier.4.bias"].abs().sum() > 0
 
 
+def test_too_few_pixels_for_batch_norm_is_an_error_that_helps(tmp_path: Path) -> None:
+    """deeplabv3 pools an image to one value per channel."""
+    config = _config(tmp_path, model="deeplabv3_mobilenet_v3_large", batch_size=1)
+    with pytest.raises(TrainError, match="cannot train on 1x3x64x64") as caught:
+        train(config)
+    assert "--batch-size" in caught.value.hint
+
+
 def test_two_processes_train_as_one(tmp_path: Path) -> None:
     """Three steps with frozen batch norm and no dropout: same losses and weights to 1e-5."""
     changes: dict[str, Any] = {

@@ -170,11 +170,24 @@ def test_an_impossible_class_count_is_a_config_error(classes: int) -> None:
         create_model("unet", classes)
 
 
+@pytest.mark.parametrize("name", ["unet", "fcn_resnet50", "dpt_timm/test_vit"])
+def test_an_impossible_channel_count_is_a_config_error(name: str) -> None:
+    for channels in (0, -1):
+        with pytest.raises(ConfigError, match=rf"input channel.* {channels}"):
+            create_model(name, 2, in_channels=channels)
+
+
 @pytest.mark.parametrize("name", ["", "resnet", "lraspp", "LRASPP_mobilenet_v3_large", "unet "])
 def test_an_unknown_model_answers_with_the_nearest(name: str) -> None:
     with pytest.raises(UnknownNameError, match="Unknown model") as caught:
         create_model(name, 2)
     assert "segdeploy list models" in caught.value.hint
+
+
+def test_an_unknown_encoder_is_told_once() -> None:
+    with pytest.raises(UnknownNameError, match="Unknown model 'unet_resnet35'") as caught:
+        create_model("unet_resnet35", 2)
+    assert str(caught.value).count("segdeploy list encoders") == 1
 
 
 def test_outputs_of_any_form_have_main_logits() -> None:

@@ -15,7 +15,7 @@ import torch
 from torch import nn
 from torch.nn import functional as F  # noqa: N812  torch's own convention
 
-from segdeploy.core.errors import ConfigError
+from segdeploy.core.errors import ConfigError, UnknownNameError
 from segdeploy.zoo import MODELS, create_model
 from segdeploy.zoo.catalog import ModelRegistry
 from segdeploy.zoo.custom import check_runs, plugin_spec
@@ -55,6 +55,41 @@ _NETS = """
         def forward(self, x):
             return self.head(x)
 
+    def leaves(num_classes):
+        raise SystemExit(2)
+
+    class Extra(Net):
+        def get_extra_state(self):
+            return {"version": 1}
+
+    class TrainsNot(Net):
+        def forward(self, x):
+            if self.training:
+                raise KeyError("train")
+            return super().forward(x)
+
+    class Detached(Net):
+        def forward(self, x):
+            return super().forward(x).detach()
+
+    class Features(Net):
+        def forward(self, x):
+            return (super().forward(x), self.backbone(x)) if self.training else super().forward(x)
+
+    class Presence(Net):
+        def forward(self, x):
+            logits = super().forward(x)
+            return {"out": logits, "se": logits}
+
+    class Normed(Net):
+        def __init__(self, num_classes):
+            super().__init__(num_classes)
+            self.norm = nn.BatchNorm2d(3, affine=False)
+            self.drop = nn.Dropout()
+
+        def forward(self, x):
+            return super().forward(self.drop(self.norm(x)))
+
     nothing = 3
     print("imported")
 """
@@ -67,10 +102,11 @@ def nets(
     """A module `own_nets` in the current folder; it prints a word when it is imported."""
     (tmp_path / "own_nets.py").write_text(textwrap.dedent(_NETS))
     (tmp_path / "own_broken.py").write_text("import no_such_package\n")
+    (tmp_path / "own_script.py").write_text("import sys\nsys.exit('usage: own_script FILE')\n")
     monkeypatch.chdir(tmp_path)
     monkeypatch.setattr(sys, "path", [p for p in sys.path if p])
     yield capsys
-    for name in ("own_nets", "own_broken"):
+    for name in ("own_nets", "own_broken", "own_script"):
         sys.modules.pop(name, None)
 
 
@@ -109,6 +145,9 @@ def test_small_logits_are_resized_to_the_input(size: tuple[int, int]) -> None:
         ("own_nets:text", "returned a str"),
         ("own_nets:nothing", "is a int, not a callable"),
         ("own_nets:lost", "has no attribute 'lost'"),
+        ("own_nets:leaves", "SystemExit: 2"),
+        ("own_script:build", "SystemExit: usage: own_script FILE"),
+        ("own_nets:Extra", "more than tensors: _extra_state"),
         ("own_broken:build", "No module named 'no_such_package'"),
         ("no_such_module:build", "No module named 'no_such_module'"),
     ],
@@ -137,6 +176,38 @@ def test_a_net_that_cannot_run_says_so_before_training() -> None:
     assert not head.training  # Modes are as they were.
     with pytest.raises(ConfigError, match=r"for 3 classes .* gives a tensor \(2, 4, 8, 12\)"):
         check_runs(create_model("own_nets:other_classes", 3), "", (32, 48))
+
+
+@pytest.mark.usefixtures("nets")
+@pytest.mark.parametrize(
+    ("name", "message"),
+    [
+        ("TrainsNot", "KeyError: 'train'"),
+        ("Detached", "no parameter that can be trained"),
+        ("Features", r"gives a tensor \(2, 4, 8, 12\)"),
+        ("Presence", r"Presence logits \(se\) are \(N, 3\)"),
+    ],
+)
+def test_a_net_that_cannot_train_says_so_before_training(name: str, message: str) -> None:
+    with pytest.raises(ConfigError, match=message):
+        check_runs(create_model(f"own_nets:{name}", 3), name, (32, 48))
+
+
+@pytest.mark.usefixtures("nets")
+def test_the_trial_leaves_statistics_and_random_numbers_as_they_were() -> None:
+    module = create_model("own_nets:Normed", 3)
+    before = {key: value.clone() for key, value in module.state_dict().items()}
+    numbers = torch.get_rng_state()
+    check_runs(module, "own_nets:Normed", (32, 48))
+    assert all(torch.equal(value, before[key]) for key, value in module.state_dict().items())
+    assert torch.equal(torch.get_rng_state(), numbers)
+
+
+@pytest.mark.parametrize("name", ["a:b:c", "a:", ":b"])
+def test_a_misspelt_callable_is_told_its_form(name: str) -> None:
+    with pytest.raises(UnknownNameError) as caught:
+        create_model(name, 3)
+    assert "package.module:callable" in caught.value.hint
 
 
 class _Result:

@@ -327,6 +327,7 @@ def test_an_unknown_name_answers_with_the_nearest(name: str) -> None:
         ("vit_tiny_patch16_224", "strides 16, 16"),
         ("hiera_tiny_224", "cannot be an encoder: RuntimeError"),
         ("resnet18.no_such_tag", "no_such_tag"),
+        ("inception_v3", "Kernel size"),  # It takes sides from 75 on.
     ],
 )
 def test_a_net_that_cannot_be_an_encoder_is_a_config_error(name: str, reason: str) -> None:

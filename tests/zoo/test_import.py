@@ -11,7 +11,7 @@ from safetensors.torch import save_file
 from torch import Tensor, nn
 
 from segdeploy.core.errors import ArtifactError, CheckpointError, ConfigError, UnknownNameError
-from segdeploy.core.folder import load_checkpoint
+from segdeploy.core.folder import Checkpoint, load_checkpoint
 from segdeploy.core.preprocess import PreprocessSpec
 from segdeploy.core.task import Task
 from segdeploy.frameworks.torchvision import prepare_torchvision
@@ -241,6 +241,16 @@ def test_keys_of_another_library_give_a_hint(
     assert hint in caught.value.hint
 
 
+def test_whole_numbers_in_place_of_weights_are_refused(tmp_path: Path) -> None:
+    """As in a quantized model, whose scales are kept elsewhere."""
+    state = _lraspp().state_dict()
+    state["classifier.cbr.0.weight"] = state["classifier.cbr.0.weight"].to(torch.int8)
+    path = _save(state, tmp_path)
+    with pytest.raises(CheckpointError, match=r"kinds of numbers.*classifier\.cbr\.0\.weight"):
+        import_weights(path, model=LRASPP, out=tmp_path / "c")
+    assert not (tmp_path / "c").exists()
+
+
 def test_an_existing_folder_is_kept_without_force(tmp_path: Path) -> None:
     path = _save(_lraspp().state_dict(), tmp_path)
     first = import_weights(path, model=LRASPP, out=tmp_path / "c")
@@ -261,3 +271,12 @@ def test_an_unknown_model_is_named_before_anything_is_read(tmp_path: Path) -> No
         import_weights(tmp_path / "lost.pth", model="lrasp_mobilenet", out=tmp_path / "c")
     with pytest.raises(CheckpointError, match="no weights at"):
         import_weights(tmp_path / "lost.pth", model="unet", out=tmp_path / "c")
+
+
+def test_a_checkpoint_folder_keeps_what_it_knows(
+    tiny_checkpoint: Checkpoint, tmp_path: Path
+) -> None:
+    model = tiny_checkpoint.manifest.model
+    found = import_weights(tiny_checkpoint.path, model=model, out=tmp_path / "copy").manifest
+    assert found.classes == tiny_checkpoint.manifest.classes
+    assert found.preprocess == tiny_checkpoint.manifest.preprocess

@@ -55,6 +55,8 @@ def _smp_whole() -> dict[str, Tensor]:
         ("fcn_resnet18", "backbone.", _torchvision_resnet, ""),
         ("unet_resnet18", "encoder.", _torchvision_resnet, ""),
         ("unet_resnet18", "encoder.", _timm_resnet, ""),
+        ("fcn_timm/resnet18", "backbone.model.", _timm_resnet, ""),
+        ("psp_timm/resnet18", "backbone.model.", _timm_resnet, ""),
         ("fcn_resnet18", "backbone.", _smp_encoder, ""),
         ("fcn_resnet18", "backbone.", _smp_whole, "encoder."),
         ("lraspp_mobilenet_v3_large", "backbone.", _torchvision_mobilenet, "features."),
@@ -107,6 +109,14 @@ def test_the_first_convolution_is_adapted_as_smp_does(in_channels: int) -> None:
     assert torch.equal(encoder.state_dict()["conv1.weight"], expected.weight)
     assert "adapted" in str(report)
     assert report.remade == []
+
+
+def test_whole_numbers_do_not_start_a_convolution() -> None:
+    source = _torchvision_resnet()
+    source["conv1.weight"] = source["conv1.weight"].to(torch.int8)
+    encoder = create_encoder("resnet18")
+    report = load_initial_weights(encoder, source, FILE)
+    assert report.remade == ["conv1.weight"]
 
 
 def test_hardly_fitting_weights_are_refused_and_a_head_alone_does_not_count() -> None:
@@ -165,3 +175,9 @@ def test_weights_of_another_model_are_refused() -> None:
         )  # fmt: skip
     assert "in_conv" in caught.value.hint
     assert "backbone.0.0.weight" in caught.value.hint
+
+
+def test_a_smaller_sibling_of_the_encoder_is_refused() -> None:
+    weights = torchvision.models.mobilenet_v3_small(weights=None).state_dict()
+    with pytest.raises(CheckpointError, match="59 of the 308 tensors"):
+        load_initial_weights(create_model("lraspp_mobilenet_v3_large", 2), weights, FILE)

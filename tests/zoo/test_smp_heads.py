@@ -45,6 +45,7 @@ PAIRS = [
     ("pspnet", "mit_b0"),
     ("segformer", "resnet34"),
     ("segformer", "mit_b0"),
+    ("segformer", "vgg16_bn"),  # Its map of stride 1 takes no part.
     ("upernet", "resnet34"),
     ("upernet", "mobilenet_v2"),
     ("upernet", "mit_b0"),
@@ -134,10 +135,14 @@ def test_of_a_transformer_just_what_no_logit_depends_on_is_frozen() -> None:
     assert "encoder.model.head.weight" in frozen
 
 
-@pytest.mark.parametrize("encoder", ["resnet34", "timm/resnet18", "timm/beit_base_patch16_224"])
+@pytest.mark.parametrize(
+    "encoder",
+    ["resnet34", "timm/resnet18", "timm/beit_base_patch16_224", "timm/test_vit.no_such_tag"],
+)
 def test_dpt_refuses_what_is_no_transformer_of_any_size(encoder: str) -> None:
-    with pytest.raises(ConfigError, match=encoder.removeprefix("timm/")):
+    with pytest.raises(ConfigError, match=encoder.removeprefix("timm/")) as caught:
         create_model(f"dpt_{encoder}", 2)
+    assert "timm/vit_base_patch16_224" in caught.value.hint
 
 
 def test_dpt_on_an_unknown_transformer_names_the_nearest() -> None:

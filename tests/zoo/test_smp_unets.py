@@ -34,6 +34,7 @@ PAIRS = [
     *((name, encoder) for name in REFERENCES for encoder in ("resnet34", "mobilenet_v2")),
     *((name, "mit_b0") for name in REFERENCES if name not in NEED_STRIDE_2),
     ("unet_scse", "vgg16_bn"),
+    ("unet_smp", "vgg16_bn"),  # `unet_vgg16_bn` is another net.
     ("unetplusplus", "vgg16_bn"),
 ]
 
@@ -41,7 +42,7 @@ PAIRS = [
 def _pair(name: str, encoder: str) -> tuple[nn.Module, nn.Module]:
     """The reference with norms that do something, and ours with its weights."""
     torch.manual_seed(0)
-    reference = REFERENCES[name](encoder, encoder_weights=None, classes=5)
+    reference = REFERENCES[name.removesuffix("_smp")](encoder, encoder_weights=None, classes=5)
     for module in reference.modules():
         if isinstance(module, nn.BatchNorm2d):
             assert module.running_mean is not None

@@ -2,13 +2,17 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+
 import pytest
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F  # noqa: N812  torch's own convention
 
+from segdeploy.core.errors import CheckpointError
 from segdeploy.zoo import create_model, main_logits
 from segdeploy.zoo.architectures.u2net import is_official_u2net, official_u2net_state
+from segdeploy.zoo.importing import import_weights
 
 HEIGHTS = {1: 7, 2: 6, 3: 5, 4: 4, 5: 4, 6: 4}
 FULL = {
@@ -154,6 +158,15 @@ def test_only_the_authors_layout_is_recognised() -> None:
     assert not is_official_u2net(official_u2net_state(state))
     assert not is_official_u2net(create_model("unet", 1).state_dict())
     assert not is_official_u2net({})
+
+
+def test_a_file_that_lacks_a_bias_does_not_fit(tmp_path: Path) -> None:
+    state = official(LITE).state_dict()
+    del state["stage2.rebnconv1.conv_s1.bias"]
+    torch.save(state, tmp_path / "cut.pth")
+    missing = r"1 missing: encode_modules\.1\.encode_modules\.0\.bn\.running_mean"
+    with pytest.raises(CheckpointError, match=missing):
+        import_weights(tmp_path / "cut.pth", model="u2net_lite", out=tmp_path / "out")
 
 
 def test_names_are_those_of_wz() -> None:

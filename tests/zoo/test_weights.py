@@ -40,6 +40,8 @@ def _assert_is_state(found: dict[str, torch.Tensor]) -> None:
         {"model": {f"module.{k}": v for k, v in STATE.items()}},
         {k: v.half() if v.is_floating_point() else v for k, v in STATE.items()},
         STATE | {"version": 2, "name": "net"},
+        {"model": {"name": "net", "width": 64}, "state_dict": STATE},
+        {f"module.{k}": v for k, v in STATE.items()} | {"n_averaged": torch.tensor(3)},
     ],
 )
 def test_usual_forms_of_a_pth_file_give_the_state_dict(tmp_path: Path, saved: Any) -> None:
@@ -133,6 +135,35 @@ def test_a_file_cut_anywhere_is_a_checkpoint_error(tmp_path: Path, new_format: b
 def test_a_file_without_tensors_is_a_checkpoint_error(tmp_path: Path, saved: Any) -> None:
     torch.save(saved, tmp_path / "w.pth")
     with pytest.raises(CheckpointError, match="no state dict"):
+        read_weights(tmp_path / "w.pth")
+
+
+@pytest.mark.parametrize(
+    "odd",
+    [
+        torch.eye(2).to_sparse(),
+        torch.zeros(2, 2, device="meta"),
+        torch.zeros(2, 2, dtype=torch.complex64),
+    ],
+)
+def test_tensors_that_are_no_plain_weights_are_refused(tmp_path: Path, odd: torch.Tensor) -> None:
+    torch.save(STATE | {"odd.weight": odd}, tmp_path / "w.pth")
+    with pytest.raises(CheckpointError, match=r"sparse.*odd\.weight"):
+        read_weights(tmp_path / "w.pth")
+
+
+def test_number_formats_that_torch_cannot_convert_are_a_checkpoint_error(tmp_path: Path) -> None:
+    header = b'{"a":{"dtype":"F4","shape":[2],"data_offsets":[0,1]}}'
+    path = tmp_path / "w.safetensors"
+    path.write_bytes(len(header).to_bytes(8, "little") + header + b"x")
+    with pytest.raises(CheckpointError, match=r"w\.safetensors"):
+        read_weights(path)
+
+
+@pytest.mark.parametrize("content", [b"hello world\n" * 9, pickle.dumps([1]), b""])
+def test_a_file_that_torch_did_not_write_is_called_so(tmp_path: Path, content: bytes) -> None:
+    (tmp_path / "w.pth").write_bytes(content)
+    with pytest.raises(CheckpointError, match=r"torch\.save did not write it"):
         read_weights(tmp_path / "w.pth")
 
 

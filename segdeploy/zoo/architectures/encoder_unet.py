@@ -6,6 +6,7 @@ Source: Ronneberger et al., "U-Net", 2015; for the attention see `segdeploy.zoo.
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import replace
 from functools import partial
 
 from torch import nn
@@ -56,6 +57,7 @@ UNET = Architecture(
     source="arXiv:1505.04597",
     family="segmentation-models-pytorch",
 )
+UNET_SMP = replace(UNET, name="unet_smp")
 UNET_SCSE = Architecture(
     name="unet_scse",
     build=partial(build_unet, has_scse=True),

@@ -1,7 +1,7 @@
 """SegFormer's decoder on any encoder, as in segmentation-models-pytorch.
 
 Source: Xie et al., "SegFormer", 2021: a linear layer for each map, all brought to stride 4 and
-fused. On an encoder that has a map of stride 2 that one takes part too.
+fused. On an encoder that has a map of stride 2 that one takes part too, one of stride 1 (VGG) not.
 """
 
 from __future__ import annotations
@@ -43,18 +43,18 @@ class SegformerDecoder(Decoder):
 
     def __init__(self, encoder: Encoder) -> None:
         super().__init__()
+        self._first = sum(stride < 2 for stride in encoder.strides)
         self._fine = sum(stride < 4 for stride in encoder.strides)
-        self.mlp_stage = nn.ModuleList(
-            [PixelLinear(channels, _OUT_CHANNELS) for channels in reversed(encoder.channels)]
-        )
-        self.fuse_stage = ConvBnReLU(len(encoder.channels) * _OUT_CHANNELS, _OUT_CHANNELS, 1)
+        channels = encoder.channels[self._first :]
+        self.mlp_stage = nn.ModuleList([PixelLinear(c, _OUT_CHANNELS) for c in reversed(channels)])
+        self.fuse_stage = ConvBnReLU(len(channels) * _OUT_CHANNELS, _OUT_CHANNELS, 1)
 
     def forward(self, maps: Sequence[Tensor], size: torch.Size) -> Tensor:
         """Return (N, 256, H/4, W/4)."""
         target = maps[self._fine].shape[-2:]
         resized = [
             F.interpolate(mlp(x), size=target, mode="bilinear", align_corners=False)
-            for mlp, x in zip(self.mlp_stage, reversed(maps), strict=True)
+            for mlp, x in zip(self.mlp_stage, reversed(maps[self._first :]), strict=True)
         ]
         decoded: Tensor = self.fuse_stage(torch.cat(resized, dim=1))
         return decoded

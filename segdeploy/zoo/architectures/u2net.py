@@ -86,13 +86,14 @@ def official_u2net_state(state: Mapping[str, Tensor]) -> dict[str, Tensor]:
     """Return the state dict of `u2net` or `u2net_lite` that computes what the authors' net does.
 
     Their convolutions have a bias before batch norm; it is subtracted from the running mean, which
-    changes nothing in evaluation.
+    changes nothing in evaluation. Without its bias a running mean is left out: it is then missing.
     """
     converted = {}
     for key, value in state.items():
         if key.endswith(".bn_s1.running_mean"):
-            bias = state[key.replace(".bn_s1.running_mean", _OFFICIAL_BIAS)]
-            converted[_our_key(key)] = value - bias
+            bias = state.get(key.replace(".bn_s1.running_mean", _OFFICIAL_BIAS))
+            if bias is not None:
+                converted[_our_key(key)] = value - bias
         elif not key.endswith(_OFFICIAL_BIAS):
             converted[_our_key(key)] = value
     return converted

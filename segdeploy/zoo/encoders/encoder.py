@@ -137,6 +137,8 @@ def dilate(modules: Iterable[nn.Module], rate: int, first_rate: int) -> None:
         kernel = conv.kernel_size[0]
         is_strided = conv.stride != (1, 1)
         conv.stride = (1, 1)
+        if kernel == 1 and first_rate != rate:
+            continue  # As torchvision: for a dilated 1x1 torch picks a kernel that rounds anew.
         conv.dilation = (now, now)
         conv.padding = (kernel // 2 * now, kernel // 2 * now)
         if is_strided and kernel > 1:

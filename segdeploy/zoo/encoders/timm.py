@@ -26,7 +26,8 @@ from segdeploy.core.errors import BackendUnavailableError, ConfigError, UnknownN
 from segdeploy.frameworks.torchvision import prepare_torchvision
 from segdeploy.zoo.encoders.encoder import Encoder, EncoderOptions, maps_within
 
-_PROBE_SIZE = 65, 97  # A net that takes this takes any size from 32 on.
+_PROBE_SIZE = 65, 97  # A net that takes this and the smallest takes any size from 32 on.
+_MIN_SIDE = 32
 _WHOLE_SIDE = 32  # Sides are padded to a multiple of it for nets that need it.
 
 
@@ -61,7 +62,7 @@ class TimmEncoder(Encoder):
         return maps
 
     def _try(self, in_channels: int) -> None:
-        """Run the net once: find out if it needs padding, freeze what no map depends on."""
+        """Run the net: find out if it needs padding, freeze what no map depends on."""
         parameters = list(self.parameters())
         image = torch.zeros(1, in_channels, *_PROBE_SIZE, device=parameters[0].device)
         self.eval()
@@ -73,6 +74,8 @@ class TimmEncoder(Encoder):
                 maps = self(image)
             ones = [torch.ones_like(m) for m in maps]
             grads = torch.autograd.grad(maps, parameters, ones, allow_unused=True)
+        with torch.no_grad():
+            self(image[..., :_MIN_SIDE, :_MIN_SIDE])
         self.train()
         for parameter, grad in zip(parameters, grads, strict=True):
             parameter.requires_grad_(grad is not None)

@@ -60,16 +60,17 @@ def _create(name: str, in_channels: int) -> Any:
     Raises:
         BackendUnavailableError: If timm is not installed.
         UnknownNameError: If timm has no such net.
-        ConfigError: If the net takes one size only, or gives no maps of its blocks.
+        ConfigError: If the net takes one size only, gives no maps, or has no such tag.
     """
     timm = require_timm_net(name)
     try:
         model = timm.create_model(
             name, pretrained=False, in_chans=in_channels, dynamic_img_size=True
         )
-    except TypeError as error:
+    except (RuntimeError, TypeError) as error:  # An unknown tag, or another kind of net.
         raise ConfigError(
-            f"timm's {name} is no vision transformer of any image size: {error}"
+            f"timm's {name} is no vision transformer of any image size: {error}",
+            hint="For example timm/vit_base_patch16_224.augreg_in21k.",
         ) from error
     if not hasattr(model, "forward_intermediates"):
         raise ConfigError(f"timm's {name} gives no maps of its blocks.")

@@ -9,10 +9,11 @@ import hashlib
 import os
 import re
 from pathlib import Path
-from urllib.parse import unquote, urlsplit
+from urllib.parse import unquote
 
 from segdeploy.zoo.store.extra import require_zoo
 from segdeploy.zoo.store.index import Entry
+from segdeploy.zoo.store.locations import split
 
 CACHE = "SEGDEPLOY_CACHE"
 
@@ -32,7 +33,7 @@ def cache_folder() -> Path:
 
 def cached_file(entry: Entry) -> Path:
     """Return where the entry's file lies once it is fetched; it keeps its suffix."""
-    name = unquote(urlsplit(entry.url).path).rpartition("/")[2]
+    name = unquote(split(entry.url).path).rpartition("/")[2]
     return cache_folder() / f"{entry.sha256[:16]}-{re.sub(r'[^A-Za-z0-9._-]', '_', name)[-100:]}"
 
 

@@ -53,6 +53,11 @@ class Metrics:
     pixel_accuracy: float | None = None
     num_images: int | None = None
 
+    def __post_init__(self) -> None:
+        for share in (self.mean_iou, self.pixel_accuracy):
+            if share is not None and not 0 <= share <= 1:  # NaN is neither.
+                raise ConfigError(f"a metric on {self.data} is {share}, which is not in [0, 1]")
+
 
 @dataclass(frozen=True, kw_only=True)
 class Entry:
@@ -83,6 +88,10 @@ class Entry:
         ):
             if pattern.fullmatch(value) is None:
                 raise ConfigError(f"{field} is '{value}'.", hint=f"It must match {pattern.pattern}")
+        if self.num_classes < 1 or (self.size_bytes or 0) < 0:
+            raise ConfigError(
+                f"it has {self.num_classes} classes and {self.size_bytes} bytes, which cannot be"
+            )
 
     @property
     def num_classes(self) -> int:
@@ -148,9 +157,9 @@ def _decode(content: bytes, location: str) -> dict[str, Any]:
 def _entry(name: str, fields: Any, location: str) -> Entry:
     try:
         entry = msgspec.convert({**fields, "name": name}, Entry)
+        return replace(entry, url=resolve(location, entry.url))
     except (TypeError, msgspec.ValidationError, SegDeployError) as error:
         raise ConfigError(f"{location}: '{name}' is not valid: {error}") from error
-    return replace(entry, url=resolve(location, entry.url))
 
 
 def add_entry(content: bytes, entry: Entry, location: str) -> bytes:

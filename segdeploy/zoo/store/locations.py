@@ -3,14 +3,28 @@
 from __future__ import annotations
 
 from pathlib import Path
-from urllib.parse import urljoin, urlsplit
+from urllib.parse import SplitResult, urljoin, urlsplit
 from urllib.request import url2pathname
+
+from segdeploy.core.errors import ConfigError
 
 
 def scheme_of(location: str) -> str:
     """Return the scheme in lower case; a path has none."""
     scheme, mark, _ = location.partition("://")
     return scheme.lower() if mark else ""
+
+
+def split(location: str) -> SplitResult:
+    """Return the parts of an address.
+
+    Raises:
+        ConfigError: If it is none.
+    """
+    try:
+        return urlsplit(location)
+    except ValueError as error:  # Its text may hold a password: only the scheme is shown.
+        raise ConfigError(f"A {scheme_of(location)}:// address is not valid: {error}.") from error
 
 
 def is_web(location: str) -> bool:
@@ -22,13 +36,18 @@ def local_path(location: str) -> Path | None:
     """Return the path on this machine, or None for an address elsewhere."""
     scheme = scheme_of(location)
     if scheme == "file":
-        return Path(url2pathname(urlsplit(location).path))
+        return Path(url2pathname(split(location).path))
     return None if scheme else Path(location)
 
 
 def resolve(base: str, location: str) -> str:
-    """Return `location` as seen from the file at `base`: one with a scheme is already whole."""
+    """Return `location` as seen from the file at `base`: one with a scheme is already whole.
+
+    Raises:
+        ConfigError: If it is no address.
+    """
     if scheme_of(location):
+        split(location)
         return location
     path = local_path(base)
     if path is not None:
@@ -53,5 +72,5 @@ def shown(location: str) -> str:
     """Return it for messages: without a password, and without a query that may hold a signature."""
     if not scheme_of(location):
         return location
-    parts = urlsplit(location)
+    parts = split(location)
     return parts._replace(netloc=parts.netloc.rpartition("@")[2], query="", fragment="").geturl()

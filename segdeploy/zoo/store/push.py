@@ -73,6 +73,8 @@ def push(
     entry = _describe(found, packed, name=name, licence=licence, metrics_from=metrics_from)
     target = url + f"{name}-{entry.sha256[:16]}.tar" if url.endswith("/") else url
     check_writable(target)
+    if relate(location, target) == relate(location, location):
+        raise ConfigError(f"{shown(target)} is the index itself.", hint="Give another --url.")
     with _locked(location):
         content = read_whole(location) if exists(location) else b""
         known = decode_index(content, location).entries if content else {}

@@ -84,6 +84,12 @@ def test_messages_hide_passwords() -> None:
         (_NET.replace("url = ", "uri = "), "url"),
         (_NET + 'preprocess = { scale = "much" }', "scale"),
         (_NET + "preprocess = { scale = -1.0 }", "scale"),
+        (_NET.replace("net.tar", "http://[/net.tar"), "'net' is not valid: A http://"),
+        (_NET + "metrics = [{ data = 'a', mean_iou = nan }]", "not in"),
+        (_NET + "metrics = [{ data = 'a', pixel_accuracy = 97.5 }]", "not in"),
+        (_NET + "size_bytes = -1", "-1 bytes"),
+        (_NET.replace('["a", "b"]', "0"), "0 classes"),
+        (_NET.replace('["a", "b"]', "[]"), "0 classes"),
     ],
 )
 def test_what_is_no_index_is_a_config_error(tmp_path: Path, content: str, said: str) -> None:

@@ -108,6 +108,15 @@ def test_another_file_at_the_address_needs_force(
     assert pull("net", index=index).entry.num_classes == 5
 
 
+def test_the_index_is_not_overwritten_by_a_file(tiny_checkpoint: Checkpoint, store: str) -> None:
+    index = store + "index.toml"
+    push(tiny_checkpoint.path, name="net", url=store, index=index)
+    before = read_index(index)
+    with pytest.raises(ConfigError, match="the index itself"):
+        push(tiny_checkpoint.path, name="other", url=index, index=index, force=True)
+    assert read_index(index) == before
+
+
 def test_the_same_content_again_renews_what_is_said_of_it(
     tiny_checkpoint: Checkpoint, store: str, tmp_path: Path
 ) -> None:
