@@ -17,6 +17,7 @@ from typing import Any
 
 HERE = Path(__file__).parent
 MOST_LINES = 5  # Of one command: README stays short.
+FRAME = set(" ─━┏┳┓┡╇┩┌┬┐└┴┘|:-")  # Lines of these alone are left out.
 README = HERE.parent / "README.md"
 
 
@@ -53,7 +54,8 @@ def camvid() -> str:
 def commands() -> str:
     blocks = []
     for each in read("readme_commands"):
-        shown = each["output"].splitlines()
+        lines = each["output"].splitlines()
+        shown = [line for line in lines if set(line) - FRAME]
         cut = shown if len(shown) <= MOST_LINES else [*shown[: MOST_LINES - 1], "..."]
         blocks.append("\n".join([f"$ {each['command']}", *(line.rstrip() for line in cut)]))
     return "```console\n" + "\n\n".join(blocks) + "\n```"

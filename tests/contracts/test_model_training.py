@@ -17,7 +17,7 @@ from segdeploy.zoo import MODELS
 
 @pytest.mark.slow
 @pytest.mark.parametrize("amp", ["none", "bf16"])
-@pytest.mark.parametrize("name", MODELS)
+@pytest.mark.parametrize("name", list(MODELS))
 def test_twenty_steps_lower_the_loss(
     name: str, amp: Literal["none", "bf16"], tmp_path: Path
 ) -> None:
