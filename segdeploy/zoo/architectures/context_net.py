@@ -106,23 +106,15 @@ def build_pyramid(
 
 def dilated_architecture(name: str, make_head: MakeHead, source: str) -> Architecture:
     """Return the architecture of `build_dilated`."""
-    return Architecture(
-        name=name,
-        build=partial(build_dilated, make_head=make_head),
-        output_stride=8,
-        source=source,
-        family="PE",
-        input_size=(480, 480),
-    )
+    return _architecture(name, partial(build_dilated, make_head=make_head), 8, source)
 
 
 def pyramid_architecture(name: str, make_head: MakeHead, source: str) -> Architecture:
     """Return the architecture of `build_pyramid`."""
-    return Architecture(
-        name=name,
-        build=partial(build_pyramid, make_head=make_head),
-        output_stride=4,
-        source=source,
-        family="PE",
-        input_size=(480, 480),
-    )
+    return _architecture(name, partial(build_pyramid, make_head=make_head), 4, source)
+
+
+def _architecture(
+    name: str, build: Callable[..., ContextNet], output_stride: int, source: str
+) -> Architecture:
+    return Architecture(name, build, output_stride, source, family="PE", input_size=(480, 480))
