@@ -36,7 +36,10 @@ class Cost:
 
 @dataclass(frozen=True)
 class Quality:
-    """What `evaluate` found; IoU in [0, 1], `delta_points` in percentage points to fp32."""
+    """What `evaluate` found; IoU in [0, 1], `delta_points` in percentage points to fp32.
+
+    `views` says in words how images were run, where not simply once as a whole.
+    """
 
     mean_iou: float | None = None
     pixel_accuracy: float | None = None
@@ -44,6 +47,7 @@ class Quality:
     class_iou: dict[str, float | None] = field(default_factory=dict)
     data: str = ""
     num_images: float | None = None
+    views: str = ""
 
 
 @dataclass(frozen=True)
@@ -198,11 +202,23 @@ def _read_quality(found: Document, reference: Document | None) -> Quality:
         class_iou=found.numbers("class_iou"),
         data=found.text("data") or "",
         num_images=found.number("num_images"),
+        views=_views(found),
     )
 
 
-def _data(found: Document) -> tuple[str | None, float | None]:
-    return found.text("data"), found.number("num_images")
+def _data(found: Document) -> tuple[str | None, float | None, str]:
+    """Return what must agree for two scores to be compared."""
+    return found.text("data"), found.number("num_images"), _views(found)
+
+
+def _views(found: Document) -> str:
+    said = {"test-time augmentation": "tta", "sliding window": "sliding_window"}
+    parts = {name: found.value(dict, key) for name, key in said.items()}
+    return "; ".join(
+        f"{name} ({', '.join(f'{k} {v}' for k, v in part.items())})"
+        for name, part in parts.items()
+        if part
+    )
 
 
 def _read_closeness(folder: ModelFolder, found: Document) -> Closeness:

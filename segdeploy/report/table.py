@@ -82,6 +82,9 @@ def notes(summary: RunSummary) -> list[str]:
         texts.append("* measured in another run than eager PyTorch: less certain.")
     if any(row.name.startswith("onnx-fp16") for row in summary.rows):
         texts.append("fp16 ONNX is meant for GPUs and NPUs; on a CPU it is slow.")
+    texts += [
+        f"{row.name}: scored with {row.quality.views}" for row in summary.rows if row.quality.views
+    ]
     for row in summary.rows:
         warnings = row.cost.environment.get("warnings")
         known = warnings if isinstance(warnings, list) else []

@@ -291,6 +291,15 @@ def test_a_difference_of_quality_needs_the_same_data(run: Path) -> None:
     assert table_rows(run)["onnx-fp32"]["Δ points"] == "-"
 
 
+def test_a_score_with_augmented_views_is_said_and_not_compared(run: Path) -> None:
+    folder = run / "onnx-fp32"
+    tta = {"tta": {"scales": [0.75, 1.0], "flip": True}}
+    write(folder, "eval.json", eval_document(folder, 50) | tta)
+    page = report(run).read_text(encoding="utf-8")
+    assert table_rows(run)["onnx-fp32"]["Δ points"] == "-"
+    assert "onnx-fp32: scored with test-time augmentation (scales [0.75, 1.0], flip True)" in page
+
+
 def _nothing(_: Path) -> None:
     """Leave the folder as it is."""
 
