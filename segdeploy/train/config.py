@@ -39,7 +39,8 @@ class TrainConfig:
     iterations to settle, too many for a short run. `ema_decay` 0 keeps no averaged weights.
     `deterministic` None means: on CPU yes, on GPU no. `freeze` "encoder" keeps the weights and the
     norm statistics of the model's encoder as they are. `se_weight` weights the loss of a presence
-    head ("se"), where the model has one.
+    head ("se"), where the model has one. `drop_block` is the share of an encoder's deepest features
+    that DropBlock drops at the end of the training, rising from none.
 
     `augment` "recipe" takes the augmentation from the settings here (`data.augment.AugmentSpec`
     says what they mean), "preset" from the table of data sets (`data.presets`; only `crop` may
@@ -88,6 +89,7 @@ class TrainConfig:
     freeze: Literal["none", "encoder"] = "none"
     freeze_batch_norm: bool = False
     dropout: bool = True
+    drop_block: float = 0.0
     norm_momentum: float | None = None
     ema_decay: float = 0.0
     seed: int = 0
@@ -174,7 +176,7 @@ _NOT_NEGATIVE = (
 )  # fmt: skip
 _LEAST_SIDE, _MOST_SIDE = 32, 16_384  # As of an export.
 # Grid lines that move by more than half a cell could cross.
-_MOST = {
+_MOST = {"drop_block": 0.9,
     "flip": 1.0, "jitter": 1.0, "hue": 0.5, "momentum": 1.0, "rotate": 180.0, "elastic": 1000.0,
     "grid": 0.5, "vertical_flip": 1.0, "blur": 1.0, "photometric": 10,
 }  # fmt: skip

@@ -34,6 +34,7 @@ from segdeploy.train.losses.weighted import WeightedSum
 from segdeploy.train.optimizers import clip_gradients, create_optimizer, set_rate
 from segdeploy.train.schedule import rate_factor
 from segdeploy.train.state import Progress
+from segdeploy.zoo.blocks.drop_block import DropBlock
 from segdeploy.zoo.keys import encoder_name
 from segdeploy.zoo.outputs import presence_logits, split_outputs
 
@@ -80,6 +81,7 @@ class Trainer:
         )
         self.module = to_memory_format(module.to(group.device), self.memory_format)
         self.frozen = _freeze(self.module, config)
+        self.drop_block = DropBlock(self.module, config.drop_block) if config.drop_block else None
         self.optimizer = create_optimizer(config, self.module)
         self.model: nn.Module = self.module
         if group.world > 1:
@@ -219,6 +221,8 @@ class Trainer:
     def _set_rate(self) -> None:
         step = self.progress.epoch * self.num_batches + self.progress.step
         set_rate(self.optimizer, self._rate(step))
+        if self.drop_block is not None:
+            self.drop_block.share = step / self.num_steps
 
     def weights(self) -> dict[str, Tensor]:
         """Return the state dict to validate and keep: the average if there is one."""

@@ -94,6 +94,10 @@ class ChainEncoder(Encoder):
                 first = rate if options.is_first_dilated else rate // 2
                 dilate([self.get_submodule(name) for name in stage], rate, first)
 
+    def stage_modules(self) -> list[list[nn.Module]]:
+        """Return the modules of every computed stage, in order."""
+        return [[self.get_submodule(name) for name in stage] for stage in self._stages]
+
     def forward(self, x: Tensor) -> list[Tensor]:
         """Return the map of every stage."""
         maps = []
