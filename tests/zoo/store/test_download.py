@@ -4,20 +4,12 @@ from __future__ import annotations
 
 import hashlib
 import io
-import signal
 import socket
-import subprocess
-import sys
-import threading
 import time
 import urllib.request
-from collections.abc import Callable, Iterator
-from contextlib import ExitStack, contextmanager
-from dataclasses import dataclass, field
 from email.message import Message
-from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import pytest
@@ -26,168 +18,11 @@ from segdeploy.core.errors import DigestMismatchError, DownloadError
 from segdeploy.zoo.store import Patience, Pulled, State, pull, read_index, verify
 from segdeploy.zoo.store.web import _Redirects
 
+if TYPE_CHECKING:
+    from tests.zoo.store.conftest import Request, Site
+
 CONTENT = np.random.default_rng(0).bytes(300_000)
 PATIENCE = Patience(timeout_s=0.5, retries=3, backoff_s=0.01)
-
-Answer = Callable[["Request"], None]
-
-
-class Request(BaseHTTPRequestHandler):
-    """One request; the site says how it is answered."""
-
-    site: Site
-
-    def do_GET(self) -> None:
-        path = self.path.partition("?")[0]
-        self.site.requests.append((path, self.headers.get("Range")))
-        queue = self.site.answers.get(path, [])
-        (queue.pop(0) if queue else serve)(self)
-
-    def log_message(self, *_: Any) -> None:
-        pass
-
-
-@dataclass
-class Site:
-    """Files by path; `answers` are used up, one for each request, before normal service."""
-
-    url: str
-    files: dict[str, bytes] = field(default_factory=dict)
-    answers: dict[str, list[Answer]] = field(default_factory=dict)
-    requests: list[tuple[str, str | None]] = field(default_factory=list)
-    closing: threading.Event = field(default_factory=threading.Event)
-
-    def ranges(self, path: str) -> list[str | None]:
-        """The Range headers of all requests of a path."""
-        return [asked for found, asked in self.requests if found == path]
-
-
-def _body(request: Request) -> tuple[bytes, int]:
-    """Send the head of a right answer; return the content and the first byte wanted."""
-    content = request.site.files.get(request.path.partition("?")[0])
-    if content is None:
-        request.send_error(404)
-        return b"", 0
-    tag = f'"{hashlib.sha256(content).hexdigest()[:8]}"'
-    first = int((request.headers.get("Range") or "bytes=0-")[6:-1])
-    if request.headers.get("If-Range", tag) != tag:
-        first = 0
-    if first and first >= len(content):
-        request.send_error(416)
-        return b"", 0
-    request.send_response(206 if first else 200)
-    request.send_header("ETag", tag)
-    request.send_header("Content-Length", str(len(content) - first))
-    if first:
-        request.send_header("Content-Range", f"bytes {first}-{len(content) - 1}/{len(content)}")
-    request.end_headers()
-    return content, first
-
-
-def serve(request: Request) -> None:
-    """Answer as a good server does."""
-    content, first = _body(request)
-    request.wfile.write(content[first:])
-
-
-def cut(size: int) -> Answer:
-    """Announce all, send `size` bytes of what was asked for, close the connection."""
-
-    def answer(request: Request) -> None:
-        content, first = _body(request)
-        request.wfile.write(content[first : first + size])
-
-    return answer
-
-
-def hang(size: int) -> Answer:
-    """Send `size` bytes of what was asked for, then nothing until the test is over."""
-
-    def answer(request: Request) -> None:
-        content, first = _body(request)
-        request.wfile.write(content[first : first + size])
-        request.wfile.flush()
-        request.site.closing.wait(30)
-
-    return answer
-
-
-def slow(seconds: float) -> Answer:
-    """Serve, but rest in the middle."""
-
-    def answer(request: Request) -> None:
-        content, first = _body(request)
-        request.wfile.write(content[first:100_000])
-        request.wfile.flush()
-        time.sleep(seconds)
-        request.wfile.write(content[max(first, 100_000) :])
-
-    return answer
-
-
-def status(code: int) -> Answer:
-    """Answer with an error."""
-    return lambda request: request.send_error(code)
-
-
-def redirect(target: str) -> Answer:
-    """Send the client elsewhere."""
-
-    def answer(request: Request) -> None:
-        request.send_response(302)
-        request.send_header("Location", target)
-        request.send_header("Content-Length", "0")
-        request.end_headers()
-
-    return answer
-
-
-def whole(content: bytes, *, length: bool = True) -> Answer:
-    """Send this content from its beginning, whatever was asked for."""
-
-    def answer(request: Request) -> None:
-        request.send_response(200)
-        if length:
-            request.send_header("Content-Length", str(len(content)))
-        request.end_headers()
-        request.wfile.write(content)
-
-    return answer
-
-
-@pytest.fixture
-def site() -> Iterator[Site]:
-    """A server on this machine with CONTENT at /net.pth."""
-    handler = type("Bound", (Request,), {})
-    server = ThreadingHTTPServer(("127.0.0.1", 0), handler)
-    server.daemon_threads = True
-    found = Site(f"http://127.0.0.1:{server.server_port}", {"/net.pth": CONTENT})
-    handler.site = found  # type: ignore[attr-defined]
-    thread = threading.Thread(target=server.serve_forever, kwargs={"poll_interval": 0.01})
-    thread.start()
-    yield found
-    found.closing.set()
-    server.shutdown()
-    server.server_close()
-    thread.join()
-
-
-def write_index(path: Path, url: str, content: bytes = CONTENT, **changes: Any) -> str:
-    """Write an index with one entry `net`, and return its location."""
-    fields = {
-        "model": "unet", "format": "state_dict", "classes": 2, "url": url,
-        "sha256": hashlib.sha256(content).hexdigest(), "size_bytes": len(content), **changes,
-    }  # fmt: skip
-    lines = [f"{k} = {v!r}" for k, v in fields.items() if v is not None]
-    path.parent.mkdir(parents=True, exist_ok=True)
-    path.write_text("\n".join(["schema_version = 1", "[weights.net]", *lines, ""]))
-    return str(path)
-
-
-@pytest.fixture
-def index(site: Site, tmp_path: Path) -> str:
-    """An index whose entry `net` is CONTENT on the server."""
-    return write_index(tmp_path / "index.toml", f"{site.url}/net.pth")
 
 
 def _pull(index: str, **options: Any) -> Pulled:
@@ -211,13 +46,13 @@ def test_a_file_is_fetched_once_and_then_found(site: Site, index: str, cache: Pa
 
 
 def test_a_cut_connection_is_continued_where_it_broke(site: Site, index: str) -> None:
-    site.answers["/net.pth"] = [cut(100_000), cut(50_000)]
+    site.answers["/net.pth"] = [site.cut(100_000), site.cut(50_000)]
     assert _pull(index).file.read_bytes() == CONTENT
     assert site.ranges("/net.pth") == [None, "bytes=100000-", "bytes=150000-"]
 
 
 def test_progress_earns_more_tries_than_patience_has(site: Site, index: str) -> None:
-    site.answers["/net.pth"] = [cut(20_000) for _ in range(2 * PATIENCE.retries)]
+    site.answers["/net.pth"] = [site.cut(20_000) for _ in range(2 * PATIENCE.retries)]
     assert _pull(index).file.read_bytes() == CONTENT
 
 
@@ -228,7 +63,7 @@ def test_a_server_that_always_cuts_at_the_same_place_is_given_up(
 
     def stuck(request: Request) -> None:
         del request.headers["Range"]
-        cut(70_000)(request)
+        site.cut(70_000)(request)
 
     site.answers["/net.pth"] = [stuck] * 50
     with pytest.raises(DownloadError, match="broke after 70000 of 300000"):
@@ -238,7 +73,7 @@ def test_a_server_that_always_cuts_at_the_same_place_is_given_up(
 
 
 def test_the_next_process_continues(site: Site, index: str, cache: Path) -> None:
-    site.answers["/net.pth"] = [cut(100_000), *[status(503)] * 4]
+    site.answers["/net.pth"] = [site.cut(100_000), *[site.status(503)] * 4]
     with pytest.raises(DownloadError, match="503"):
         _pull(index)
     assert _parts(cache) == [100_000]
@@ -248,18 +83,18 @@ def test_the_next_process_continues(site: Site, index: str, cache: Path) -> None
 
 
 def test_a_server_that_ignores_ranges_starts_over(site: Site, index: str) -> None:
-    site.answers["/net.pth"] = [cut(100_000), whole(CONTENT)]
+    site.answers["/net.pth"] = [site.cut(100_000), site.whole(CONTENT)]
     assert _pull(index).file.read_bytes() == CONTENT
     assert site.ranges("/net.pth") == [None, "bytes=100000-"]
 
 
 def test_content_that_changes_between_two_tries_comes_whole(site: Site, tmp_path: Path) -> None:
     """If-Range: the second answer is the new content from its beginning."""
-    index = write_index(tmp_path / "index.toml", f"{site.url}/net.pth")
+    index = site.write_index(tmp_path / "index.toml", f"{site.url}/net.pth")
     site.files["/net.pth"] = bytes(len(CONTENT))
 
     def cut_then_replace(request: Request) -> None:
-        cut(100_000)(request)
+        site.cut(100_000)(request)
         site.files["/net.pth"] = CONTENT
 
     site.answers["/net.pth"] = [cut_then_replace]
@@ -292,7 +127,7 @@ def test_a_whole_part_needs_no_request(site: Site, index: str, cache: Path) -> N
 def test_wrong_bytes_are_refused_and_not_kept(
     site: Site, index: str, cache: Path, served: bytes, length: bool
 ) -> None:
-    site.answers["/net.pth"] = [whole(served, length=length)] * 9
+    site.answers["/net.pth"] = [site.whole(served, length=length)] * 9
     with pytest.raises(DigestMismatchError, match="index says") as caught:
         _pull(index)
     if len(served) == len(CONTENT):
@@ -303,13 +138,13 @@ def test_wrong_bytes_are_refused_and_not_kept(
 
 def test_a_shortened_digest_and_no_size_still_find_damage(site: Site, tmp_path: Path) -> None:
     prefix = hashlib.sha256(CONTENT).hexdigest()[:8]
-    index = write_index(
+    index = site.write_index(
         tmp_path / "index.toml", f"{site.url}/net.pth", sha256=prefix, size_bytes=None
     )
-    site.answers["/net.pth"] = [whole(CONTENT[:-1] + b"x")]
+    site.answers["/net.pth"] = [site.whole(CONTENT[:-1] + b"x")]
     with pytest.raises(DigestMismatchError):
         _pull(index)
-    site.answers["/net.pth"] = [cut(1000)]
+    site.answers["/net.pth"] = [site.cut(1000)]
     assert _pull(index).file.read_bytes() == CONTENT
 
 
@@ -326,7 +161,7 @@ def test_a_damaged_cached_file_is_found_and_fetched_again(site: Site, index: str
 
 @pytest.mark.parametrize("code", [401, 403, 404, 410])
 def test_a_refusal_is_final(site: Site, index: str, cache: Path, code: int) -> None:
-    site.answers["/net.pth"] = [status(code)]
+    site.answers["/net.pth"] = [site.status(code)]
     with pytest.raises(DownloadError, match=f"net.pth answered {code}") as caught:
         _pull(index)
     assert caught.value.hint
@@ -337,33 +172,33 @@ def test_a_refusal_is_final(site: Site, index: str, cache: Path, code: int) -> N
 
 @pytest.mark.parametrize("code", [429, 500, 502, 503])
 def test_a_server_in_trouble_is_asked_again(site: Site, index: str, code: int) -> None:
-    site.answers["/net.pth"] = [status(code)] * PATIENCE.retries
+    site.answers["/net.pth"] = [site.status(code)] * PATIENCE.retries
     assert _pull(index).file.read_bytes() == CONTENT
     assert len(site.requests) == 1 + PATIENCE.retries
 
 
 def test_a_server_that_stays_in_trouble_is_given_up(site: Site, index: str) -> None:
-    site.answers["/net.pth"] = [status(500)] * 50
+    site.answers["/net.pth"] = [site.status(500)] * 50
     with pytest.raises(DownloadError, match="answered 500"):
         _pull(index)
     assert len(site.requests) == 1 + PATIENCE.retries
 
 
 def test_a_silent_server_times_out_and_is_asked_again(site: Site, index: str) -> None:
-    site.answers["/net.pth"] = [hang(100_000)]
+    site.answers["/net.pth"] = [site.hang(100_000)]
     began = time.monotonic()
     assert _pull(index).file.read_bytes() == CONTENT
     assert time.monotonic() - began < 10 * PATIENCE.timeout_s
     assert site.ranges("/net.pth") == [None, "bytes=100000-"]
 
 
-def test_a_dead_server_and_an_unknown_name_are_clear_errors(tmp_path: Path) -> None:
+def test_a_dead_server_and_an_unknown_name_are_clear_errors(site: Site, tmp_path: Path) -> None:
     with socket.create_server(("127.0.0.1", 0)) as free:
         port = free.getsockname()[1]
-    index = write_index(tmp_path / "index.toml", f"http://127.0.0.1:{port}/net.pth")
+    index = site.write_index(tmp_path / "index.toml", f"http://127.0.0.1:{port}/net.pth")
     with pytest.raises(DownloadError, match=r"Cannot fetch http://127.0.0.1.*refused"):
         _pull(index)
-    index = write_index(tmp_path / "index.toml", "https://no-such-host.invalid/net.pth")
+    index = site.write_index(tmp_path / "index.toml", "https://no-such-host.invalid/net.pth")
     with pytest.raises(DownloadError, match=r"no-such-host\.invalid") as caught:
         _pull(index)
     assert "network" in caught.value.hint
@@ -371,10 +206,10 @@ def test_a_dead_server_and_an_unknown_name_are_clear_errors(tmp_path: Path) -> N
 
 def test_redirects_are_followed_and_endless_ones_are_not(site: Site, index: str) -> None:
     site.files["/moved"] = CONTENT
-    site.answers["/net.pth"] = [redirect("/moved")]
-    site.answers["/moved"] = [cut(1000)]
+    site.answers["/net.pth"] = [site.redirect("/moved")]
+    site.answers["/moved"] = [site.cut(1000)]
     assert _pull(index).file.read_bytes() == CONTENT
-    site.answers["/net.pth"] = [redirect("/net.pth")] * 99
+    site.answers["/net.pth"] = [site.redirect("/net.pth")] * 99
     _pull(index).file.unlink()
     with pytest.raises(DownloadError, match="302"):
         _pull(index)
@@ -382,7 +217,7 @@ def test_redirects_are_followed_and_endless_ones_are_not(site: Site, index: str)
 
 @pytest.mark.parametrize("target", ["ftp://127.0.0.1/net.pth", "file:///etc/hostname"])
 def test_redirects_to_other_protocols_are_refused(site: Site, index: str, target: str) -> None:
-    site.answers["/net.pth"] = [redirect(target)]
+    site.answers["/net.pth"] = [site.redirect(target)]
     with pytest.raises(DownloadError, match=r"refused|not allowed"):
         _pull(index)
 
@@ -406,7 +241,7 @@ def test_a_redirect_never_leaves_https(old: str, new: str, is_refused: bool) -> 
 
 
 def test_passwords_and_signatures_are_not_shown(site: Site, tmp_path: Path) -> None:
-    index = write_index(tmp_path / "index.toml", f"{site.url}/gone?X-Signature=secret")
+    index = site.write_index(tmp_path / "index.toml", f"{site.url}/gone?X-Signature=secret")
     with pytest.raises(DownloadError) as caught:
         _pull(index)
     assert "gone answered 404" in str(caught.value)
@@ -419,7 +254,7 @@ def test_an_answer_from_another_place_of_the_file_is_refused(site: Site, index: 
         request.send_header("Content-Range", f"bytes 5-{len(CONTENT) - 1}/{len(CONTENT)}")
         request.end_headers()
 
-    site.answers["/net.pth"] = [cut(1000), shifted]
+    site.answers["/net.pth"] = [site.cut(1000), shifted]
     with pytest.raises(DownloadError, match="not asked for"):
         _pull(index)
     assert _pull(index).file.read_bytes() == CONTENT
@@ -436,103 +271,13 @@ def test_offline_never_asks(site: Site, index: str) -> None:
 
 def test_a_remote_index_is_kept_for_offline(site: Site, tmp_path: Path) -> None:
     index = f"{site.url}/zoo/index.toml"
-    write_index(tmp_path / "index.toml", "../net.pth")
+    site.write_index(tmp_path / "index.toml", "../net.pth")
     with pytest.raises(DownloadError, match="no copy of the index"):
         read_index(index, offline=True)
     site.files["/zoo/index.toml"] = (tmp_path / "index.toml").read_bytes()
-    site.answers["/zoo/index.toml"] = [cut(60), status(500)]
+    site.answers["/zoo/index.toml"] = [site.cut(60), site.status(500)]
     assert _pull(index).file.read_bytes() == CONTENT
     site.requests.clear()
     assert read_index(index, offline=True).get("net").url == f"{site.url}/net.pth"
     assert _pull(index, offline=True).file.read_bytes() == CONTENT
     assert site.requests == []
-
-
-_PULL = """
-import sys
-from segdeploy.zoo.store import Patience, pull
-pull("net", index=sys.argv[1], patience=Patience(timeout_s=20, retries=0))
-"""
-
-
-@contextmanager
-def _process(*arguments: str) -> Iterator[subprocess.Popen[str]]:
-    child = subprocess.Popen(
-        [sys.executable, *arguments], text=True, stderr=subprocess.PIPE, stdout=subprocess.PIPE
-    )
-    try:
-        yield child
-    finally:
-        child.kill()
-        child.communicate()
-
-
-def _wait_for(condition: Callable[[], object]) -> None:
-    end = time.monotonic() + 20
-    while not condition():
-        assert time.monotonic() < end, "it did not happen"
-        time.sleep(0.01)
-
-
-def test_of_several_processes_one_fetches_and_the_others_wait(
-    site: Site, index: str, cache: Path
-) -> None:
-    site.answers["/net.pth"] = [slow(1.5)]
-    with ExitStack() as stack:
-        children = [stack.enter_context(_process("-c", _PULL, index)) for _ in range(3)]
-        for child in children:
-            _, err = child.communicate(timeout=60)
-            assert child.returncode == 0, err
-    assert len(site.requests) == 1
-    assert [file.read_bytes() for file in cache.iterdir()] == [CONTENT]
-
-
-def test_who_waited_for_a_process_that_failed_fetches_itself(
-    site: Site, index: str, cache: Path
-) -> None:
-    def slowly_wrong(request: Request) -> None:
-        time.sleep(1.5)
-        whole(bytes(len(CONTENT)))(request)
-
-    site.answers["/net.pth"] = [slowly_wrong]
-    with _process("-c", _PULL, index) as first:
-        _wait_for(lambda: site.requests)
-        with _process("-c", _PULL, index) as second:
-            for child, code in ((first, 1), (second, 0)):
-                _, err = child.communicate(timeout=60)
-                assert child.returncode == code, err
-    assert [file.read_bytes() for file in cache.iterdir()] == [CONTENT]
-
-
-def test_a_killed_process_leaves_a_part_and_no_lock(site: Site, index: str, cache: Path) -> None:
-    site.answers["/net.pth"] = [hang(100_000)]
-    with _process("-c", _PULL, index):
-        _wait_for(lambda: sum(_parts(cache)) > 0)
-    left = _parts(cache)[0]
-    assert 0 < left <= 100_000
-    assert _pull(index).file.read_bytes() == CONTENT
-    assert site.ranges("/net.pth") == [None, f"bytes={left}-"]
-
-
-def test_ctrl_c_is_exit_130_and_keeps_what_arrived(site: Site, index: str, cache: Path) -> None:
-    site.answers["/net.pth"] = [hang(100_000)]
-    with _process("-m", "segdeploy", "zoo", "pull", "net", "--index", index) as child:
-        _wait_for(lambda: sum(_parts(cache)) > 0)
-        child.send_signal(signal.SIGINT)
-        out, err = child.communicate(timeout=60)
-    assert child.returncode == 130, err
-    assert "Traceback" not in err
-    assert out == ""
-    left = _parts(cache)[0]
-    assert _pull(index).file.read_bytes() == CONTENT
-    assert site.ranges("/net.pth") == [None, f"bytes={left}-"]
-
-
-def test_a_full_disk_is_an_error_and_nothing_is_left(site: Site, index: str, cache: Path) -> None:
-    limited = "import resource; resource.setrlimit(resource.RLIMIT_FSIZE, (120_000, 120_000))\n"
-    with _process("-c", limited + _PULL, index) as child:
-        _, err = child.communicate(timeout=60)
-    assert child.returncode == 1
-    assert "ArtifactError: Cannot write" in err
-    assert list(cache.iterdir()) == []
-    assert len(site.requests) == 1
