@@ -69,7 +69,7 @@ def plan_export(
     """
     wanted = list(dict.fromkeys(ExportTarget.parse(text) for text in targets))
     _check_options(wanted, size, name)
-    _check_model_size(checkpoint.manifest.model, size)
+    check_model_size(checkpoint.manifest.model, size)
     for target in wanted:
         _check_target(target, io, checkpoint.manifest.task)
     plain = Step(PLAIN, IoContract(), size, out / default_name(PLAIN, IoContract(), size))
@@ -113,8 +113,12 @@ def _check_options(
         raise ConfigError(f"'{name}' is not a bare folder name.")
 
 
-def _check_model_size(model: str, size: tuple[int, int] | None) -> None:
-    """Refuse dynamic sizes of a model that is exported at one size (its own ones are unknown)."""
+def check_model_size(model: str, size: tuple[int, int] | None) -> None:
+    """Refuse dynamic sizes of a model that is exported at one size; of own code nothing is known.
+
+    Raises:
+        ConfigError: If `size` is None (dynamic) and the model needs one.
+    """
     if size is not None or model not in MODELS or ":" in model:
         return
     spec = MODELS.get(model)

@@ -35,6 +35,7 @@ from segdeploy.core.task import Task, predict_confidence, predict_labels
 from segdeploy.data import open_dataset
 from segdeploy.export import ExportOutcome, export
 from segdeploy.export.build import fixed_preprocess
+from segdeploy.export.plan import check_model_size
 
 ALL = ["torchscript-fp32", "onnx-fp32", "onnx-fp16", "onnx-int8"]
 DATA = "synthetic:64x80"
@@ -379,3 +380,15 @@ def test_eager_torch_is_not_asked_to_warn(checkpoint: Checkpoint) -> None:
     session = open_session(checkpoint)
     assert session.run(np.zeros((1, 3, 32, 32), np.float32))["logits"].shape == (1, 5, 32, 32)
     assert torch.is_grad_enabled()
+
+
+@pytest.mark.parametrize(
+    "model",
+    ["dpt_timm/vit_base_patch16_224.augreg_in21k", "unet_timm/swin_tiny_patch4_window7_224"],
+)
+def test_a_model_of_one_size_asks_for_it(model: str) -> None:
+    with pytest.raises(ConfigError, match="exported at one size") as caught:
+        check_model_size(model, None)
+    assert "--size 224x224" in caught.value.hint or "--size 512x512" in caught.value.hint
+    check_model_size(model, (224, 224))
+    check_model_size("unet_resnet34", None)

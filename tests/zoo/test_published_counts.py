@@ -18,6 +18,12 @@ prepare_torchvision()  # timm imports torchvision.
 
 REFERENCES = Path(__file__).parents[2] / "benchmarks" / "zoo_reference.toml"
 ROWS = tomllib.loads(REFERENCES.read_text(encoding="utf-8"))["row"]
+# The originals run a stage that no output needs, or a convolution behind an upsampling.
+FEWER = {
+    "pspnet_mobilenet_v2",
+    "pspnet_efficientnet_b0",
+    "dpt_timm/vit_base_patch16_224.augreg_in21k",
+}
 IDS = [f"{row['model']}-{row['num_classes']}" for row in ROWS]
 
 
@@ -33,5 +39,8 @@ def test_the_published_cost(row: dict[str, Any]) -> None:
         counter = FlopCounterMode(display=False)
         with counter, torch.inference_mode():
             module(torch.empty(1, 3, row["size"], row["size"]))
-    # Less is possible: stages that no output needs are not computed (PSPNet, DPT).
-    assert 0.65 * row["gmac"] < counter.get_total_flops() / 2e9 < 1.01 * row["gmac"]
+    gmac = counter.get_total_flops() / 2e9
+    if row["model"] in FEWER:
+        assert 0.5 * row["gmac"] < gmac < row["gmac"]
+    else:
+        assert gmac == pytest.approx(row["gmac"], rel=0.01)
