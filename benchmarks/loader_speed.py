@@ -3,10 +3,11 @@
     .venv/bin/python benchmarks/loader_speed.py --data camvid:PATH [--rounds 10] [--workers 2]
 
 Each round drains a part of an epoch from the loader, as fast as it comes and with nothing else
-running, then times steps of LRASPP-MobileNetV3-Large (forward, loss, backward, AdamW) on a batch
-that is there already. Writes benchmarks/results/loader_speed.json: both in images/s, by round, and
-the median over rounds of their ratio. Loading hides behind training where the ratio is above 1 and
-the loader's processes have cores of their own.
+running, without and with the cache of decoded images, then times steps of LRASPP-MobileNetV3-Large
+(forward, loss, backward, AdamW) on a batch that is there already. Writes
+benchmarks/results/loader_speed.json: all in images/s, by round, and the medians over rounds of
+their ratios. Loading hides behind training where a ratio is above 1 and the loader's processes have
+cores of their own.
 """
 
 from __future__ import annotations
@@ -27,6 +28,7 @@ from segdeploy.core.preprocess import PreprocessSpec
 from segdeploy.core.task import ignore_value
 from segdeploy.data import TRAIN, Dataset, open_dataset
 from segdeploy.data.augment import AugmentSpec
+from segdeploy.data.cache import CachedDataset
 from segdeploy.data.transforms import TrainingView, TrainTransform
 from segdeploy.measure.environment import describe_environment
 from segdeploy.train.batches import create_loader, epoch_batches
@@ -36,6 +38,7 @@ HERE = Path(__file__).parent
 MODEL, BATCH = "lraspp_mobilenet_v3_large", 8
 AUGMENT = AugmentSpec(crop=(360, 480))
 NUM_BATCHES, NUM_STEPS = 16, 3
+CACHE_MIB = 512
 
 Batch = tuple[Tensor, Tensor]
 
@@ -90,24 +93,32 @@ def main() -> None:
     parser.add_argument("--out", type=Path, default=HERE / "results" / "loader_speed.json")
     arguments = parser.parse_args()
     dataset = open_dataset(arguments.data, TRAIN)
+    cached = CachedDataset(dataset, CACHE_MIB * 2**20)
     step = create_step(len(dataset.classes))
     measure_steps(step, measure_loader(dataset, 0, arguments.workers)[1])  # Warm-up of both.
-    loading, training = [], []
+    loading, loading_cached, training = [], [], []
     for epoch in range(1, arguments.rounds + 1):
         rate, batch = measure_loader(dataset, epoch, arguments.workers)
         loading.append(rate)
+        loading_cached.append(measure_loader(cached, epoch, arguments.workers)[0])
         training.append(measure_steps(step, batch))
-    ratio = statistics.median(a / b for a, b in zip(loading, training, strict=True))
+    ratio, ratio_cached = (
+        statistics.median(a / b for a, b in zip(rates, training, strict=True))
+        for rates in (loading, loading_cached)
+    )
     document = {
         "model": MODEL, "batch_size": BATCH, "augment": dataclasses.asdict(AUGMENT),
         "workers": arguments.workers, "threads": torch.get_num_threads(),
-        "rounds": arguments.rounds, "loader_images_s": loading, "training_images_s": training,
-        "loader_times_faster": ratio, "environment": describe_environment(),
+        "rounds": arguments.rounds, "loader_images_s": loading,
+        "cached_loader_images_s": loading_cached, "cache_mib": cached.num_bytes / 2**20,
+        "training_images_s": training, "loader_times_faster": ratio,
+        "cached_loader_times_faster": ratio_cached, "environment": describe_environment(),
     }  # fmt: skip
     write_json(arguments.out, document)
-    print(f"loader   {statistics.median(loading):7.1f} images/s with {arguments.workers} workers")
+    workers = f"with {arguments.workers} workers"
+    print(f"loader   {statistics.median(loading):7.1f} images/s {workers}: {ratio:.2f} times")
+    print(f"cached   {statistics.median(loading_cached):7.1f} images/s: {ratio_cached:.2f} times")
     print(f"training {statistics.median(training):7.1f} images/s, step after step")
-    print(f"the loader is {ratio:.2f} times as fast")
 
 
 if __name__ == "__main__":

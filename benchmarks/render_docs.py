@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import json
 import re
+import statistics
 import sys
 from collections.abc import Callable
 from pathlib import Path
@@ -135,9 +136,65 @@ def zoo_training() -> str:
     return "\n".join(lines)
 
 
+def kills() -> str:
+    found = read("kills")
+    is_equal = "is equal" if found["equal_to_undisturbed"] else "DIFFERS"
+    return (
+        f"{found['resumed']} of {found['kills']} kills resumed, {found['hit_a_write']} of them "
+        f"within a write and {found['of_two_processes']} in runs of two processes; "
+        f"iterations done again after a kill, at most: {found['most_steps_lost']}. "
+        f"Each final checkpoint {is_equal} by digest to that of a run that was never killed."
+    )
+
+
+def throughput() -> str:
+    found = read("train_throughput")
+    models = found["models"]
+    sides = list(next(iter(models.values()))["times_plain"])
+    lines = ["| images/s, times plain loop | " + " | ".join(models) + " |"]
+    lines.append("|---" * (1 + len(models)) + "|")
+    plain = [statistics.median(each["images_s"]["plain"]) for each in models.values()]
+    lines.append("| plain loop, images/s | " + " | ".join(f"{p:.1f}" for p in plain) + " |")
+    for side in sides:
+        ratios = [each["times_plain"][side] for each in models.values()]
+        shown = [f"{r['median']:.2f} ({r['low']:.2f}-{r['high']:.2f})" for r in ratios]
+        lines.append(f"| {side.replace('_', ' ')} | " + " | ".join(shown) + " |")
+    cpu = found["environment"]["cpu"]
+    lines.append(
+        f"\nMedian over {found['rounds']} rounds and its 95 % interval; "
+        f"batch {found['batch_size']}, "
+        f"{found['workers']} workers, {found['threads']} threads, {found['device']}, {cpu}."
+    )
+    return "\n".join(lines)
+
+
+def trained() -> str:
+    lines = [
+        "| recipe | mIoU | interval | foreground Dice | pixel accuracy | epochs | minutes | MiB |",
+        "|---" * 8 + "|",
+    ]
+    found = read("trained_models")["models"]
+    for row in found:
+        low, high = row["mean_iou_ci"]
+        dice = "-" if row["foreground_dice"] is None else f"{row['foreground_dice']:.4f}"
+        lines.append(
+            f"| {row['name']} | {row['mean_iou']:.4f} | {low:.3f}-{high:.3f} | {dice} "
+            f"| {row['pixel_accuracy']:.4f} | {row['epochs']} | {row['train_minutes']:.0f} "
+            f"| {row['size_mib']:.1f} |"
+        )
+    lines.append("")
+    lines += [f"![Curves of {row['name']}](pictures/{row['name']}.svg)" for row in found]
+    return "\n".join(lines)
+
+
 BLOCKS = {
     README: {"camvid": camvid, "commands": commands},
     HERE.parent / "docs" / "numerics.md": {"parity": parity},
+    HERE.parent / "docs" / "training.md": {
+        "kills": kills,
+        "throughput": throughput,
+        "trained": trained,
+    },
     HERE.parent / "docs" / "zoo.md": {"zoo": zoo, "training": zoo_training},
 }
 

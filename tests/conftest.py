@@ -3,6 +3,9 @@
 from __future__ import annotations
 
 import os
+import socket
+import subprocess
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
 import pytest
@@ -54,3 +57,40 @@ def tiny_checkpoint(tmp_path_factory: pytest.TempPathFactory) -> Checkpoint:
         design_size=(64, 96),
         trained=False,
     )
+
+
+Ranks = Callable[..., list["subprocess.CompletedProcess[str]"]]
+
+
+@pytest.fixture
+def run_ranks() -> Ranks:
+    """A function that starts one process per command, as the ranks of one group, and waits.
+
+    They get what torchrun sets, without its own seconds of start, or `variables(rank, world)`.
+    """
+
+    def torchrun(rank: int, world: int) -> dict[str, str]:
+        return {"RANK": str(rank), "LOCAL_RANK": str(rank), "WORLD_SIZE": str(world)}
+
+    def run(
+        commands: Sequence[Sequence[str]],
+        variables: Callable[[int, int], dict[str, str]] = torchrun,
+    ) -> list[subprocess.CompletedProcess[str]]:
+        with socket.socket() as probe:
+            probe.bind(("127.0.0.1", 0))
+            port = probe.getsockname()[1]
+        meeting = {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port), "OMP_NUM_THREADS": "1"}
+        ranks = [
+            subprocess.Popen(
+                command, text=True, stdout=subprocess.PIPE, stderr=subprocess.PIPE,
+                env=os.environ | meeting | variables(rank, len(commands)),
+            )
+            for rank, command in enumerate(commands)
+        ]  # fmt: skip
+        done = []
+        for process in ranks:
+            out, err = process.communicate(timeout=400)
+            done.append(subprocess.CompletedProcess([], process.returncode, out, err))
+        return done
+
+    return run

@@ -30,7 +30,7 @@ def test_commands_in_the_pages_use_flags_that_exist(
 
     words = shlex.split(command, comments=True)[1:]
     monkeypatch.setenv("COLUMNS", "200")
-    name = words[:2] if words[0] == "zoo" else words[:1]
+    name = words[:2] if words[0] in {"zoo", "data"} else words[:1]
     monkeypatch.setattr(sys, "argv", ["segdeploy", *name, "--help"])
     assert run_app() == 0
     text = capsys.readouterr().out

@@ -7,6 +7,7 @@ and its artifacts differ by the session only. Windows and views change what is r
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Self
@@ -19,7 +20,7 @@ from segdeploy.backends.sliding import SlidingWindow, run_windows
 from segdeploy.backends.tta import TtaSpec, as_logits, average_views
 from segdeploy.backends.views import plan_preprocess
 from segdeploy.core.contract import InputKind, IoContract, OutputKind
-from segdeploy.core.errors import DataError
+from segdeploy.core.errors import ConfigError, DataError
 from segdeploy.core.folder import load_folder
 from segdeploy.core.manifest import Manifest
 from segdeploy.core.preprocess import (
@@ -37,6 +38,7 @@ from segdeploy.core.task import Task, predict_confidence, predict_labels
 class Prediction:
     """Label map (h, w) at the image's own size; confidence in [0, 1] (h, w) where there is one.
 
+    Of a multilabel task, both are (K, h, w), and labels are 0 and 1.
     Confidence is the probability of the predicted label (`core.task.predict_confidence`).
     """
 
@@ -55,9 +57,10 @@ class Predictor:
         manifest: Of the folder behind it, if there is one.
         tta: Average over several views.
         window: Run window by window.
+        threshold: Probability above which a binary or multilabel task says yes; by default 0.5.
 
     Raises:
-        ConfigError: If the payload cannot be run by views or windows.
+        ConfigError: If the payload cannot be run by views or windows, or be given a threshold.
     """
 
     def __init__(
@@ -70,12 +73,14 @@ class Predictor:
         *,
         tta: TtaSpec | None = None,
         window: SlidingWindow | None = None,
+        threshold: float | None = None,
     ) -> None:
         self.session = session
         self.task = task
         self.io = io or IoContract()
         self.preprocess = plan_preprocess(preprocess, session, self.io, tta, window)
         self.tta, self.window = tta, window
+        self.threshold = 0.0 if threshold is None else _find_cut(threshold, task, self.io)
         self._manifest = manifest
 
     @property
@@ -108,17 +113,17 @@ class Predictor:
         original = (image.shape[0], image.shape[1])
         found = self._run(fit_image(image, self.preprocess))
         if self.io.output is OutputKind.LOGITS:
-            labels = predict_labels(found["logits"], self.task)[0]
+            labels = predict_labels(found["logits"], self.task, self.threshold)[0]
             if with_confidence:
-                found["confidence"] = predict_confidence(found["logits"], self.task)
+                confidence = predict_confidence(found["logits"], self.task, self.threshold)
+                found["confidence"] = confidence
         else:
             labels = found["labels"][0]
-        confidence = found.get("confidence")
         return Prediction(
             restore_labels(labels, original, self.preprocess),
-            None
-            if confidence is None
-            else restore_labels(confidence[0], original, self.preprocess),
+            restore_labels(found["confidence"][0], original, self.preprocess)
+            if "confidence" in found
+            else None,
         )
 
     def _run(self, image: NDArray[np.uint8]) -> dict[str, Array]:
@@ -157,6 +162,24 @@ class Predictor:
         self.close()
 
 
+def _find_cut(threshold: float, task: Task, io: IoContract) -> float:
+    """Return the logit of a probability at which a decision is made."""
+    if task is Task.MULTICLASS:
+        raise ConfigError(
+            "A threshold is for binary and multilabel models; this one is multiclass.",
+            hint="Leave --threshold out: the most probable class wins.",
+        )
+    if io.output is not OutputKind.LOGITS:
+        raise ConfigError(
+            f"A threshold needs logits, but this artifact gives {io.output}: its threshold of 0.5 "
+            "is part of it.",
+            hint="Use the checkpoint, or export it with logits as output.",
+        )
+    if not 0 < threshold < 1:
+        raise ConfigError(f"The threshold must be a probability in (0, 1), found {threshold:g}.")
+    return math.log(threshold) - math.log1p(-threshold)
+
+
 def _check_image(image: NDArray[np.uint8]) -> None:
     good = isinstance(image, np.ndarray) and image.ndim == 3 and image.shape[2] == 3
     if not good or image.dtype != np.uint8 or image.size == 0:
@@ -173,6 +196,7 @@ def open_predictor(
     *,
     tta: TtaSpec | None = None,
     window: SlidingWindow | None = None,
+    threshold: float | None = None,
 ) -> Predictor:
     """Open a checkpoint or artifact folder for prediction on `cpu` or `cuda`.
 
@@ -181,11 +205,12 @@ def open_predictor(
         device: Where it runs.
         tta: Average over several views (`backends.tta`).
         window: Run window by window (`backends.sliding`).
+        threshold: Probability above which a binary or multilabel task says yes; by default 0.5.
 
     Raises:
         ArtifactError: If the folder is missing or damaged.
         BackendUnavailableError: If its runtime or the device is missing here.
-        ConfigError: If it cannot be run by views or windows.
+        ConfigError: If it cannot be run by views or windows, or be given a threshold.
     """
     folder = load_folder(path)
     manifest = folder.manifest
@@ -198,4 +223,5 @@ def open_predictor(
         manifest,
         tta=tta,
         window=window,
+        threshold=threshold,
     )

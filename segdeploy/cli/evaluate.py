@@ -4,14 +4,23 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
 from segdeploy.cli.app import ALLOW_CODE, JSON, app, emit
-from segdeploy.cli.parsing import OVERLAP_HELP, TTA_HELP, WINDOW_HELP, parse_views, parse_window
+from segdeploy.cli.parsing import (
+    OVERLAP_HELP,
+    THRESHOLD_HELP,
+    TTA_HELP,
+    WINDOW_HELP,
+    parse_views,
+    parse_window,
+)
 
 if TYPE_CHECKING:
+    from rich.table import Table
+
     from segdeploy.core.results import EvalResult
 
 
@@ -28,6 +37,11 @@ def evaluate(
     tta: Annotated[str | None, typer.Option(help=TTA_HELP)] = None,
     sliding_window: Annotated[str | None, typer.Option(help=WINDOW_HELP)] = None,
     overlap: Annotated[float | None, typer.Option(help=OVERLAP_HELP)] = None,
+    threshold: Annotated[float | None, typer.Option(help=THRESHOLD_HELP)] = None,
+    instances: Annotated[
+        str | None,
+        typer.Option(help="segm, bbox or segm,bbox: also COCO's AP and AR of connected parts."),
+    ] = None,
     save: Annotated[bool, typer.Option(help="Write eval.json and pictures.")] = True,
     _allow_code: ALLOW_CODE = False,
     as_json: JSON = False,
@@ -48,6 +62,8 @@ def evaluate(
             boundary=boundary,
             tta=parse_views(tta),
             sliding_window=parse_window(sliding_window, overlap),
+            threshold=threshold,
+            instances=[name.strip() for name in instances.split(",")] if instances else [],
             save=save,
             progress=lambda done, total: advance("evaluate", done, total),
         )
@@ -62,14 +78,17 @@ def _render(result: EvalResult) -> None:
 
     table = Table(title=f"{result.target} on {result.data}, {result.num_images} images")
     columns = {"IoU": result.class_iou, "accuracy": result.class_accuracy}
+    intervals = result.class_iou_ci or {}
     if result.class_boundary_iou and result.class_boundary_f:
         columns["boundary IoU"] = result.class_boundary_iou
         columns["boundary F"] = result.class_boundary_f
     table.add_column("class")
     for name in columns:
         table.add_column(name, justify="right")
+    table.add_column("IoU, 95 % interval", justify="right", min_width=13)
     for name in result.classes:
-        table.add_row(escape(name), *(_percent(scores[name]) for scores in columns.values()))
+        shown = (_percent(scores[name]) for scores in columns.values())
+        table.add_row(escape(name), *shown, _ends(intervals.get(name)))
     table.add_section()
     table.add_row("mean IoU / pixels", _percent(result.mean_iou), _percent(result.pixel_accuracy))
     means = [result.mean_iou, result.mean_accuracy, result.boundary_iou, result.boundary_f]
@@ -78,8 +97,22 @@ def _render(result: EvalResult) -> None:
     console.print(table)
     for line in _summary(result):
         console.print(line, markup=False, highlight=False)
+    if result.instances:
+        console.print(_instance_table(result.instances))
     if result.absent_classes:
         console.print(f"absent, not counted: {', '.join(result.absent_classes)}", markup=False)
+
+
+def _instance_table(instances: dict[str, dict[str, Any]]) -> Table:
+    """Return COCO's twelve numbers, a column for each IoU type."""
+    from rich.table import Table
+
+    table = Table("instances", *instances)
+    for name in next(iter(instances.values())):
+        if name != "class_ap":
+            shown = (_percent(scores[name]) for scores in instances.values())
+            table.add_row(name.replace("_", " ").upper(), *shown)
+    return table
 
 
 def _summary(result: EvalResult) -> Iterator[str]:
@@ -90,9 +123,13 @@ def _summary(result: EvalResult) -> Iterator[str]:
     if result.sliding_window:
         height, width = result.sliding_window["size"]
         yield f"windows of {height}x{width}, overlap {result.sliding_window['overlap']:g}"
+    if result.threshold is not None:
+        yield f"yes above the probability {result.threshold:g}"
     if result.mean_iou_ci:
-        low, high = (_percent(end) for end in result.mean_iou_ci)
-        yield f"mean IoU, 95 % interval over images: {low} to {high}"
+        yield f"mean IoU, 95 % interval over images: {_ends(result.mean_iou_ci)}"
+    if result.worst:
+        shown = (f"{image.name} {_percent(image.mean_iou)}" for image in result.worst[:3])
+        yield f"worst images: {', '.join(shown)}"
     yield (
         f"mean Dice {_percent(result.mean_dice)}, "
         f"frequency-weighted IoU {_percent(result.frequency_weighted_iou)}"
@@ -103,6 +140,10 @@ def _summary(result: EvalResult) -> Iterator[str]:
         if result.mae is not None:
             text += f", MAE {result.mae:.4f}, max F {_percent(result.max_f)}"
         yield text
+
+
+def _ends(interval: tuple[float, float] | None) -> str:
+    return "-" if interval is None else f"{100 * interval[0]:.2f}-{_percent(interval[1])}"
 
 
 def _percent(value: float | None) -> str:

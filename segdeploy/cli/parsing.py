@@ -15,6 +15,7 @@ if TYPE_CHECKING:
 
 TTA_HELP = "Average over views: flip, scales, or both, e.g. flip,0.75,1.0,1.25."
 WINDOW_HELP = "Run by windows of HxW."
+THRESHOLD_HELP = "Probability above which a binary or multilabel model says yes."
 OVERLAP_HELP = "Shared part of neighbouring windows; 0.5 if not given."
 
 

@@ -8,7 +8,14 @@ from typing import Annotated
 import typer
 
 from segdeploy.cli.app import ALLOW_CODE, JSON, app, emit, say
-from segdeploy.cli.parsing import OVERLAP_HELP, TTA_HELP, WINDOW_HELP, parse_views, parse_window
+from segdeploy.cli.parsing import (
+    OVERLAP_HELP,
+    THRESHOLD_HELP,
+    TTA_HELP,
+    WINDOW_HELP,
+    parse_views,
+    parse_window,
+)
 
 
 @app.command()
@@ -20,17 +27,21 @@ def predict(
     tta: Annotated[str | None, typer.Option(help=TTA_HELP)] = None,
     sliding_window: Annotated[str | None, typer.Option(help=WINDOW_HELP)] = None,
     overlap: Annotated[float | None, typer.Option(help=OVERLAP_HELP)] = None,
+    threshold: Annotated[float | None, typer.Option(help=THRESHOLD_HELP)] = None,
     _allow_code: ALLOW_CODE = False,
     as_json: JSON = False,
 ) -> None:
-    """Write NAME.png (class indices) and NAME_overlay.png for each image."""
+    """Write NAME.png (class indices) and NAME_overlay.png for each image.
+
+    A multilabel model writes NAME/00_CLASS.png and so on (0 and 255) instead of NAME.png.
+    """
     from segdeploy.frameworks.progress import progress_bars
     from segdeploy.predict import predict_files
 
     with progress_bars() as advance:
         outcome = predict_files(
             artifact, images, out, device=device, tta=parse_views(tta),
-            sliding_window=parse_window(sliding_window, overlap),
+            sliding_window=parse_window(sliding_window, overlap), threshold=threshold,
             progress=lambda done, total: advance("predict", done, total),
         )  # fmt: skip
 

@@ -11,6 +11,7 @@ import typer
 from segdeploy.cli.app import ALLOW_CODE, JSON, app, emit, say
 from segdeploy.cli.parsing import parse_pair, parse_size
 from segdeploy.core.trust import check_trusted
+from segdeploy.frameworks.launch_env import is_main_process
 
 
 @app.command()
@@ -53,12 +54,33 @@ def train(
     ema_decay: Annotated[float | None, typer.Option(help="0 keeps no average.")] = None,
     seed: int | None = None,
     val_every: Annotated[int | None, typer.Option(help="Validate every N epochs.")] = None,
+    tensorboard: Annotated[
+        bool | None, typer.Option("--tensorboard", help="Also write RUN/tensorboard.")
+    ] = None,
     patience: Annotated[
         int | None, typer.Option(help="End after N validations without a better mIoU; 0 never.")
     ] = None,
     device: Annotated[str | None, typer.Option(help="auto, cpu or cuda.")] = None,
     nproc: Annotated[int | None, typer.Option(help="Processes (DDP) to start.")] = None,
     workers: Annotated[int | None, typer.Option(help="Loader processes per rank.")] = None,
+    save_minutes: Annotated[
+        float | None,
+        typer.Option(
+            "--save-every-minutes", help="Write RUN/last also within an epoch; 0: only after it."
+        ),
+    ] = None,
+    on_nan: Annotated[
+        str | None, typer.Option(help="stop, or skip the iteration, if it is not finite.")
+    ] = None,
+    sync_batch_norm: Annotated[
+        bool | None, typer.Option("--sync-batch-norm", help="Norm statistics over all processes.")
+    ] = None,
+    compile_: Annotated[
+        bool | None, typer.Option("--compile", help="Run the model through torch.compile.")
+    ] = None,
+    cache_mib: Annotated[
+        int | None, typer.Option(help="Memory for decoded images, over all processes; 0 for none.")
+    ] = None,
     init: Annotated[
         Path | None,
         typer.Option(help="Start from a checkpoint, .safetensors or .pth; heads may differ."),
@@ -82,8 +104,11 @@ def train(
         "accumulate": accumulate, "patience": patience,
         "warmup_steps": warmup_steps, "class_weights": class_weights, "amp": amp,
         "ema_decay": ema_decay, "seed": seed, "val_every": val_every, "device": device,
-        "nproc": nproc, "workers": workers, "init": str(init) if init else None,
-        "freeze": freeze, "note": note,
+        "nproc": nproc, "workers": workers, "cache_mib": cache_mib,
+        "init": str(init) if init else None,
+        "save_minutes": save_minutes, "on_nan": on_nan,
+        "sync_batch_norm": sync_batch_norm, "compile": compile_,
+        "freeze": freeze, "tensorboard": tensorboard, "note": note,
     }  # fmt: skip
     settings = resumed_config(config, flags) if resume else load_config(config, flags)
     if settings.model != model:  # What was typed is consent; what a file says is not.
@@ -95,5 +120,5 @@ def train(
         "mean_iou": checkpoint.manifest.options.get("best_mean_iou"),
         "epochs": settings.epochs,
     }
-    if os.environ.get("RANK", "0") == "0":  # Under torchrun one rank speaks for all.
+    if is_main_process(os.environ):  # One rank speaks for all.
         emit(document, as_json, lambda: say(f"checkpoint: {checkpoint.path}"))

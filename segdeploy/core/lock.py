@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import fcntl
 import os
+import time
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
@@ -13,8 +14,8 @@ from segdeploy.core.files import remove_leftovers, write_errors
 
 
 @contextmanager
-def run_lock(run: Path) -> Iterator[Path]:
-    """Hold the run folder (made if absent) for the block.
+def run_lock(run: Path, wait_s: float = 0.0) -> Iterator[Path]:
+    """Hold the run folder (made if absent) for the block, waiting so long until it is free.
 
     Raises:
         RunLockedError: If another process holds it.
@@ -26,7 +27,7 @@ def run_lock(run: Path) -> Iterator[Path]:
         handle = os.open(run, os.O_RDONLY)
     try:
         try:
-            fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            _lock(handle, time.monotonic() + wait_s)
         except BlockingIOError as error:
             raise _in_use(run) from error
         except OSError as error:
@@ -48,6 +49,18 @@ def run_lock(run: Path) -> Iterator[Path]:
         with suppress(OSError):  # Closing is not enough: forked workers may hold a copy.
             fcntl.flock(handle, fcntl.LOCK_UN)
         os.close(handle)
+
+
+def _lock(handle: int, deadline: float) -> None:
+    while True:
+        try:
+            fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            if time.monotonic() > deadline:
+                raise
+            time.sleep(0.1)
+        else:
+            return
 
 
 def _is_same(handle: int, run: Path) -> bool:

@@ -187,10 +187,10 @@ def preprocess_image(
 
 
 def resize_labels(labels: NDArray[L], size: tuple[int, int]) -> NDArray[L]:
-    """Return the label map (h, w) at `size` (H, W), sampled at pixel centres (nearest-exact)."""
-    if labels.shape == size:
+    """Return label maps (..., h, w) at `size` (H, W), sampled at pixel centres (nearest-exact)."""
+    if labels.shape[-2:] == size:
         return labels
-    sampled: NDArray[L] = labels[_nearest_grid(labels.shape, size)]
+    sampled: NDArray[L] = labels[..., *_nearest_grid(labels.shape[-2:], size)]
     return sampled
 
 
@@ -208,6 +208,6 @@ def _nearest_grid(
 def restore_labels(
     labels: NDArray[L], original: tuple[int, int], spec: PreprocessSpec
 ) -> NDArray[L]:
-    """Return a model-sized label map (H, W) at the original image's size (h, w)."""
+    """Return model-sized label maps (..., H, W) at the original image's size (h, w)."""
     height, width = _inner_size(original, spec)
-    return resize_labels(labels[:height, :width], original)
+    return resize_labels(labels[..., :height, :width], original)

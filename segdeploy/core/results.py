@@ -70,15 +70,31 @@ class ParityReport:
         return {"passed": self.passed, **msgspec.to_builtins(self)}
 
 
+@dataclass(frozen=True)
+class ImageScore:
+    """One evaluated image: its place among them, name, and scores in [0, 1] (None: unlabelled)."""
+
+    place: int
+    name: str
+    mean_iou: float | None
+    pixel_accuracy: float | None
+
+
 @dataclass(frozen=True, kw_only=True)
 class EvalResult:
     """Quality against labels. `confusion[t, p]` counts pixels of truth t predicted as p (K x K).
 
-    A binary task has K = 2 here: background, then its one class. What the confusion matrix cannot
-    give is a field: `mean_iou_ci` is the 95 % bootstrap interval over images; `mae` and `max_f` are
-    a binary task's, where the model gives probabilities; the outlines' scores are made on demand.
+    A binary task has K = 2 here: background, then its one class. A multilabel task has such a
+    matrix of no and yes for each class, (K, 2, 2), and its scores are those of yes. What the
+    confusion matrix cannot give is a field: `mean_iou_ci` and `class_iou_ci` are 95 % bootstrap
+    intervals over images; `mae` and `max_f` are a binary task's, where the model gives
+    probabilities; the outlines' scores are made on demand. `worst` and `best` are the images of
+    lowest and of highest mean IoU, the extreme one first; `images` are all of them in order, and
+    no part of the document.
     `tta` ({"scales", "flip"}) and `sliding_window` ({"size", "overlap"}) say how images were run,
-    if not as a whole and once.
+    if not as a whole and once; `threshold` is the probability above which a binary or multilabel
+    model says yes, if not 0.5. `instances` has, by IoU type, COCO's twelve numbers in [0, 1] (`ap`
+    to `ar_large`) and `class_ap`.
     """
 
     target: str
@@ -88,12 +104,18 @@ class EvalResult:
     num_images: int
     task: Task = Task.MULTICLASS
     mean_iou_ci: tuple[float, float] | None = None
+    class_iou_ci: dict[str, tuple[float, float] | None] | None = None
     mae: float | None = None
     max_f: float | None = None
     class_boundary_iou: dict[str, float | None] | None = None
     class_boundary_f: dict[str, float | None] | None = None
     tta: dict[str, Any] | None = None
     sliding_window: dict[str, Any] | None = None
+    threshold: float | None = None
+    instances: dict[str, dict[str, Any]] | None = None
+    worst: list[ImageScore] = field(default_factory=list)
+    best: list[ImageScore] = field(default_factory=list)
+    images: list[ImageScore] = field(default_factory=list)
 
     @property
     def class_iou(self) -> dict[str, float | None]:
@@ -122,8 +144,9 @@ class EvalResult:
 
     @property
     def pixel_accuracy(self) -> float | None:
-        """Share of labelled pixels that are right, in [0, 1]."""
-        return known(scores.pixel_accuracy(self._counts))
+        """Share of labelled pixels that are right, in [0, 1]; of multilabel, of all decisions."""
+        right = np.trace(self.confusion, axis1=-2, axis2=-1).sum()
+        return known(scores.divide(right, self.confusion.sum()))
 
     @property
     def mean_accuracy(self) -> float | None:
@@ -142,14 +165,14 @@ class EvalResult:
 
     @property
     def foreground_iou(self) -> float | None:
-        """IoU of a binary task's one class, decided at logit 0; None for other tasks."""
+        """IoU of a binary task's one class, decided at the threshold; None for other tasks."""
         if self.task is not Task.BINARY:
             return None
         return known(scores.foreground_iou(self._counts))
 
     @property
     def foreground_dice(self) -> float | None:
-        """Dice of a binary task's one class, decided at logit 0; None for other tasks."""
+        """Dice of a binary task's one class, decided at the threshold; None for other tasks."""
         if self.task is not Task.BINARY:
             return None
         return known(scores.foreground_dice(self._counts))
@@ -166,6 +189,8 @@ class EvalResult:
 
     @property
     def _counts(self) -> ClassCounts:
+        if self.task is Task.MULTILABEL:
+            return ClassCounts.of_yes(self.confusion)
         return ClassCounts.of(self.confusion)
 
     def to_dict(self) -> dict[str, Any]:
@@ -187,6 +212,7 @@ class EvalResult:
             "boundary_iou": self.boundary_iou,
             "boundary_f": self.boundary_f,
             "class_iou": self.class_iou,
+            "class_iou_ci": _plain_intervals(self.class_iou_ci),
             "class_accuracy": self.class_accuracy,
             "class_dice": self.class_dice,
             "class_boundary_iou": self.class_boundary_iou,
@@ -197,13 +223,21 @@ class EvalResult:
             "num_images": self.num_images,
             "tta": self.tta,
             "sliding_window": self.sliding_window,
+            "threshold": self.threshold,
+            "instances": self.instances,
+            "worst": msgspec.to_builtins(self.worst),
+            "best": msgspec.to_builtins(self.best),
         }
 
     @classmethod
     def from_dict(cls, plain: dict[str, Any]) -> EvalResult:
         """Read the document back; what the confusion matrix gives is computed anew."""
-        interval = plain.get("mean_iou_ci")
-        names = ("mae", "max_f", "class_boundary_iou", "class_boundary_f", "tta", "sliding_window")
+        interval, by_name = plain.get("mean_iou_ci"), plain.get("class_iou_ci")
+        names = (
+            "mae", "max_f", "class_boundary_iou", "class_boundary_f", "tta", "sliding_window",
+            "threshold", "instances",
+        )  # fmt: skip
+        others: dict[str, Any] = {name: plain.get(name) for name in names}
         return cls(
             target=plain["target"],
             data=plain["data"],
@@ -211,9 +245,24 @@ class EvalResult:
             confusion=np.asarray(plain["confusion"], dtype=np.int64),
             num_images=plain["num_images"],
             task=Task(plain.get("task", Task.MULTICLASS)),
-            mean_iou_ci=None if interval is None else (interval[0], interval[1]),
-            **{name: plain.get(name) for name in names},
+            mean_iou_ci=_interval(interval),
+            class_iou_ci=by_name and {name: _interval(ends) for name, ends in by_name.items()},
+            worst=[ImageScore(**image) for image in plain.get("worst", [])],
+            best=[ImageScore(**image) for image in plain.get("best", [])],
+            **others,
         )
+
+
+def _interval(ends: list[float] | None) -> tuple[float, float] | None:
+    return None if ends is None else (ends[0], ends[1])
+
+
+def _plain_intervals(
+    by_name: dict[str, tuple[float, float] | None] | None,
+) -> dict[str, list[float] | None] | None:
+    if by_name is None:
+        return None
+    return {name: None if ends is None else list(ends) for name, ends in by_name.items()}
 
 
 def known(score: NDArray[np.float64] | float) -> float | None:

@@ -33,6 +33,12 @@ class ClassCounts:
         return cls(hits, confusion.sum(-1), confusion.sum(-2))
 
     @classmethod
+    def of_yes(cls, confusion: NDArray[np.integer[Any]]) -> ClassCounts:
+        """Return the counts of K yes-or-no matrices (..., K, 2, 2), row = truth."""
+        yes = confusion[..., 1, :].sum(-1), confusion[..., :, 1].sum(-1)
+        return cls(confusion[..., 1, 1], *yes)
+
+    @classmethod
     def stacked(cls, counts: Counts) -> ClassCounts:
         """Return the counts of one array (..., 3, K): hits, truth, predicted."""
         return cls(counts[..., 0, :], counts[..., 1, :], counts[..., 2, :])

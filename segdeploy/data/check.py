@@ -3,15 +3,13 @@
     check = check_data("camvid:data/camvid")
     check.passed, check.problems, check.splits[0].class_share
 
-Every sample is read once. Two images are the same if their decoded pixels are, whatever the format
-of their files; the same image in two splits is a leak: a model is then judged on what it has seen.
+Every sample is read once. The same image in two splits is a leak: a model is then judged on what it
+has seen (`copies` says which images are the same).
 """
 
 from __future__ import annotations
 
-import hashlib
 from collections.abc import Callable, Sequence
-from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -19,15 +17,13 @@ from numpy.typing import NDArray
 from segdeploy.core.errors import DataError
 from segdeploy.core.task import Task, ignore_value
 from segdeploy.data import TRAIN, VAL, open_dataset
+from segdeploy.data.copies import Copies
 from segdeploy.data.findings import DataCheck, Finding, Kind, SplitFacts
 from segdeploy.data.sample import Dataset, LabelIdError, LabelSizeError, NoSplitError, Sample
 
 SPLITS = (TRAIN, VAL, "test")
 _RARE = 0.01
 """Below this part of an even share (1 / K of the pixels) a class is called rare."""
-
-_Seen = dict[bytes, dict[str, tuple[str, bytes]]]
-"""Digest of an image -> split -> name and digest of the label of the first such sample."""
 
 Progress = Callable[[str, int, int], object]
 
@@ -46,7 +42,7 @@ def check_data(
         DataError: If a split that was asked for cannot be opened, or none can.
     """
     opened, findings = _open_splits(data, splits)
-    seen: _Seen = {}
+    copies = Copies()
     facts = []
     for split, dataset in opened.items():
         tally = _Tally(split, dataset)
@@ -57,7 +53,7 @@ def check_data(
             except DataError as error:
                 findings.append(Finding(_kind_of(error), split, error.message, index))
             else:
-                findings += _find_copies(seen, split, index, sample)
+                findings += copies.look(split, index, sample)
             if progress is not None:
                 progress(split, index + 1, len(dataset))
         facts.append(tally.facts())
@@ -90,26 +86,6 @@ def _kind_of(error: DataError) -> Kind:
     return Kind.SIZE if isinstance(error, LabelSizeError) else Kind.DAMAGED
 
 
-def _find_copies(seen: _Seen, split: str, index: int, sample: Sample) -> list[Finding]:
-    """Return a finding for each split in which these pixels were seen before, and note them."""
-    label = _digest(sample.label)
-    owners = seen.setdefault(_digest(sample.image), {})
-    found = []
-    for other, (name, other_label) in owners.items():
-        text = f"{split}/{sample.name} has the same pixels as {other}/{name}"
-        text += "." if label == other_label else ", but another label."
-        kind = Kind.DUPLICATE if other == split else Kind.LEAK
-        found.append(Finding(kind, split, text, index))
-    owners.setdefault(split, (sample.name, label))
-    return found
-
-
-def _digest(pixels: NDArray[Any]) -> bytes:
-    content = hashlib.blake2b(repr(pixels.shape).encode(), digest_size=16)
-    content.update(pixels.tobytes())
-    return content.digest()
-
-
 class _Tally:
     """The counts of one split, sample by sample."""
 
@@ -117,32 +93,45 @@ class _Tally:
         self.split, self.num_images = split, len(dataset)
         is_binary = dataset.task is Task.BINARY
         self.classes = ("background", *dataset.classes) if is_binary else dataset.classes
+        self.is_multilabel = dataset.task is Task.MULTILABEL
         self.ignored = ignore_value(len(self.classes))
         self.sizes: list[tuple[int, ...]] = []
         self.levels = np.zeros((3, 256), np.int64)
         self.class_pixels = np.zeros(len(self.classes), np.int64)
         self.class_images = np.zeros(len(self.classes), np.int64)
+        self.labelled_pixels = np.zeros(len(self.classes) if self.is_multilabel else 1, np.int64)
         self.ignored_pixels = 0
 
     def add(self, sample: Sample) -> None:
         """Count a sample; a plug-in's data set may give what ours never would."""
-        size = sample.image.shape[:2]
-        if sample.label.shape != size:
+        size, planes = sample.image.shape[:2], len(self.classes) if self.is_multilabel else None
+        expected = size if planes is None else (planes, *size)
+        if sample.label.shape != expected:
             raise LabelSizeError(
                 f"The label of {sample.name} has size {sample.label.shape}, its image {size}."
             )
-        counts = np.bincount(sample.label.ravel(), minlength=self.ignored + 1)
-        known = counts[: len(self.classes)]
-        if known.sum() + counts[self.ignored] != counts.sum():
-            found = set(np.flatnonzero(counts).tolist())
-            strange = sorted(found - {*range(known.size), self.ignored})[:5]
-            raise LabelIdError(f"The label of {sample.name} holds the ids {strange}.")
+        pixels, labelled = self._count(sample)
         self.sizes.append(size)
-        self.class_pixels += known
-        self.class_images += known > 0
-        self.ignored_pixels += int(counts[self.ignored])
+        self.class_pixels += pixels
+        self.class_images += pixels > 0
+        self.labelled_pixels += labelled
+        self.ignored_pixels += sample.label.size - int(labelled.sum())
         for channel in range(3):
             self.levels[channel] += np.bincount(sample.image[..., channel].ravel(), minlength=256)
+
+    def _count(self, sample: Sample) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
+        """Return the pixels of each class, and how many are labelled."""
+        planes = sample.label if self.is_multilabel else sample.label[None]
+        num_ids = 2 if self.is_multilabel else len(self.classes)
+        counts = np.stack(
+            [np.bincount(plane.ravel(), minlength=self.ignored + 1) for plane in planes]
+        )
+        known = counts[:, :num_ids]
+        if known.sum() + counts[:, self.ignored].sum() != sample.label.size:
+            found = set(np.unique(sample.label).tolist())
+            strange = sorted(found - {*range(num_ids), self.ignored})[:5]
+            raise LabelIdError(f"The label of {sample.name} holds the ids {strange}.")
+        return known[:, 1] if self.is_multilabel else known[0], known.sum(1)
 
     def facts(self) -> SplitFacts:
         """Return what was counted."""
@@ -157,6 +146,7 @@ class _Tally:
             levels=self.levels,
             class_pixels=self.class_pixels,
             class_images=self.class_images,
+            labelled_pixels=self.labelled_pixels,
             ignored_pixels=self.ignored_pixels,
         )
 

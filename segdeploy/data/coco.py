@@ -47,7 +47,9 @@ def open_coco(root: str | None, split: str) -> Dataset:
     file, folder = find_coco("coco", root, split)
     photos = read_instances(file, folder, THINGS)
     name = f"coco/{split}"
-    return InstanceDataset(name, Task.MULTICLASS, CLASSES, photos, _LABELS, Paint.SMALLER_ON_TOP)
+    return InstanceDataset(
+        name, Task.MULTICLASS, CLASSES, photos, _LABELS, Paint.SMALLER_ON_TOP, file
+    )
 
 
 def find_coco(name: str, root: str | None, split: str) -> tuple[Path, Path]:

@@ -7,6 +7,7 @@ more than 1000 annotated pixels of these classes. Layout and source: see `coco`.
 
 from __future__ import annotations
 
+from segdeploy.core.errors import DataError
 from segdeploy.core.task import Task
 from segdeploy.data.coco import THINGS, find_coco
 from segdeploy.data.instances import InstanceDataset, Paint, Photo, read_instances
@@ -34,8 +35,15 @@ def open_coco_voc(root: str | None, split: str) -> Dataset:
     photos = read_instances(file, folder, THINGS)
     if split == "train":
         photos = [photo for photo in photos if _area(photo) > _LEAST_AREA]
+    if not photos:
+        raise DataError(
+            f"No image of {file} has more than {_LEAST_AREA} annotated pixels of VOC's classes.",
+            hint="The training split of coco_voc leaves all others out; coco takes every image.",
+        )
     name = f"coco_voc/{split}"
-    return InstanceDataset(name, Task.MULTICLASS, CLASSES, photos, _LABELS, Paint.OVERLAP_IGNORED)
+    return InstanceDataset(
+        name, Task.MULTICLASS, CLASSES, photos, _LABELS, Paint.OVERLAP_IGNORED, file
+    )
 
 
 def _area(photo: Photo) -> float:

@@ -19,6 +19,7 @@ from segdeploy.data.pairs import PairDataset, Stored
 from segdeploy.data.sample import Dataset, LabelSizeError
 
 _FOLDERS = {"train": "training", "val": "test"}
+_LAYOUTS = {"DRIVE": ("training",), "the test part of DRIVE": ("test",)}
 
 
 def open_drive(root: str | None, split: str) -> Dataset:
@@ -27,7 +28,7 @@ def open_drive(root: str | None, split: str) -> Dataset:
     Raises:
         DataError: If the layout is not the one above, or a label is missing.
     """
-    _, top = find_layout("drive", root, {"DRIVE": ()})
+    _, top = find_layout("drive", root, _LAYOUTS, ("DRIVE",))
     folder = _FOLDERS.get(split, split)
     images, labels = find_split(top, split, f"{folder}/images", f"{folder}/1st_manual")
     found = sorted(images.glob("[0-9]*_*.tif"))

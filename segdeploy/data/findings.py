@@ -53,7 +53,8 @@ class SplitFacts:
 
     `heights` and `widths` are (smallest, largest) in pixels, None if no sample can be read.
     `levels[c, v]` counts pixels whose channel c (R, G, B) has the value v, (3, 256). Class counts
-    have one entry for each of the K label names.
+    have one entry for each of the K label names. `labelled_pixels` is one number (1,), or one for
+    each class (K,) of a multilabel task, whose masks are counted one by one.
     """
 
     split: str
@@ -65,22 +66,22 @@ class SplitFacts:
     levels: Counts
     class_pixels: Counts
     class_images: Counts
+    labelled_pixels: Counts
     ignored_pixels: int
 
     @property
     def class_share(self) -> dict[str, float | None]:
         """Share of the labelled pixels, in [0, 1]; None if nothing is labelled."""
-        total = int(self.class_pixels.sum())
-        shares = self.class_pixels / total if total else [None] * len(self.classes)
+        labelled = np.broadcast_to(self.labelled_pixels, len(self.classes))
         return {
-            name: None if share is None else float(share)
-            for name, share in zip(self.classes, shares, strict=True)
+            name: int(pixels) / int(total) if total else None
+            for name, pixels, total in zip(self.classes, self.class_pixels, labelled, strict=True)
         }
 
     @property
     def ignored_share(self) -> float | None:
         """Share of all pixels that carry the ignore value, in [0, 1]."""
-        total = int(self.class_pixels.sum()) + self.ignored_pixels
+        total = int(self.labelled_pixels.sum()) + self.ignored_pixels
         return self.ignored_pixels / total if total else None
 
     @property

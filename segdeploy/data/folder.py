@@ -17,7 +17,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import numpy as np
 from numpy.typing import NDArray
@@ -25,12 +25,14 @@ from numpy.typing import NDArray
 from segdeploy.core.errors import DataError
 from segdeploy.core.task import Task
 from segdeploy.data.images import IMAGE_SUFFIXES, read_label
+from segdeploy.data.layout import describe_folder
 from segdeploy.data.pairs import PairDataset, match_by_stem
 from segdeploy.data.sample import Dataset, LabelIdError, NoSplitError
 
 _CLASS_FILES = ("classes.txt", "classes.names", "labels.txt")
 _VAL_EVERY = 5
 _MASKS_LOOKED_AT = 256
+T = TypeVar("T")
 _LAYOUT = (
     "Expected images/ and labels/ (each with train/ and val/, or flat) and classes.txt with one "
     "class name a line."
@@ -80,22 +82,25 @@ def open_folder(root: str | None, split: str) -> Dataset:
     if root is None:
         raise DataError("folder needs a root.", hint="Write folder:PATH, e.g. folder:my/data.")
     top = Path(root)
-    classes = _read_classes(top)
-    images, labels = top / "images", top / "labels"
-    if not images.is_dir() or not labels.is_dir():
-        lost = images if not images.is_dir() else labels
-        raise DataError(f"{top} has no folder {lost.name}.", hint=_LAYOUT)
-    pairs = _split_pairs(images, labels, split)
+    classes = read_classes(top, _LAYOUT)
+    images, labels = find_folders(top, split, _LAYOUT)
+    pairs = take_split(match_by_stem(images, labels), images, split)
     if not pairs:
         raise DataError(f"The split '{split}' of {top} is empty.", hint=_LAYOUT)
     name = f"{top.resolve().name}/{split}"
     if len(classes) == 1:
-        masks = sorted(p for p in labels.rglob("*") if p.suffix.lower() in IMAGE_SUFFIXES)
+        every = (top / "labels").rglob("*")
+        masks = sorted(p for p in every if p.suffix.lower() in IMAGE_SUFFIXES)
         return _BinaryFolder(name, Task.BINARY, classes, pairs, masks=masks)
     return PairDataset(name, Task.MULTICLASS, classes, pairs)
 
 
-def _read_classes(top: Path) -> tuple[str, ...]:
+def read_classes(top: Path, layout: str) -> tuple[str, ...]:
+    """Return the class names of a folder.
+
+    Raises:
+        DataError: If they are not listed there; `layout` says what was expected.
+    """
     for file in (top / name for name in _CLASS_FILES):
         if file.is_file():
             try:
@@ -106,16 +111,35 @@ def _read_classes(top: Path) -> tuple[str, ...]:
             if not names or len(set(names)) != len(names):
                 raise DataError(f"{file} must list unique class names, found {list(names)}.")
             return names
-    raise DataError(f"{top} has no classes file ({', '.join(_CLASS_FILES)}).", hint=_LAYOUT)
+    raise DataError(
+        f"{top} has no classes file ({', '.join(_CLASS_FILES)}).\nFound: {describe_folder(top)}.",
+        hint=layout,
+    )
 
 
-def _split_pairs(images: Path, labels: Path, split: str) -> list[tuple[Path, Path]]:
+def find_folders(top: Path, split: str, layout: str) -> tuple[Path, Path]:
+    """Return the folders of images and of labels of a split; flat ones hold both splits.
+
+    Raises:
+        NoSplitError: If there is no such split.
+        DataError: If one of the folders is missing; `layout` says what was expected.
+    """
+    images, labels = top / "images", top / "labels"
+    if not images.is_dir() or not labels.is_dir():
+        lost = images if not images.is_dir() else labels
+        raise DataError(f"{top} has no folder {lost.name}.", hint=layout)
     if split and (images / split).is_dir():
-        return match_by_stem(images / split, labels / split)
+        return images / split, labels / split
     found = sorted(p.name for p in images.glob("[!.]*") if p.is_dir())
     if found:
-        raise NoSplitError(f"{images} has no split '{split}', only {found}.", hint=_LAYOUT)
+        raise NoSplitError(f"{images} has no split '{split}', only {found}.", hint=layout)
     if split not in {"train", "val"}:
         raise NoSplitError(f"A flat folder has the splits train and val, not '{split}'.")
-    pairs = match_by_stem(images, labels)
-    return [p for i, p in enumerate(pairs) if (i % _VAL_EVERY == 0) == (split == "val")]
+    return images, labels
+
+
+def take_split(items: Sequence[T], images: Path, split: str) -> list[T]:
+    """Return the items of a split, given those of the folder that `find_folders` found."""
+    if images.name == split:
+        return list(items)
+    return [item for i, item in enumerate(items) if (i % _VAL_EVERY == 0) == (split == "val")]

@@ -16,26 +16,43 @@ from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
-from PIL import Image, ImageOps, UnidentifiedImageError
+from PIL import ExifTags, Image, ImageOps, UnidentifiedImageError
 
 from segdeploy.core.errors import DataError
 
 IMAGE_SUFFIXES = {".jpg", ".jpeg", ".png", ".bmp", ".tif", ".tiff", ".webp"}
 _DEEP_MODES = {"I", "F", "I;16", "I;16B", "I;16L", "I;16N"}
 _TIFF_BITS_PER_SAMPLE = 258
+_ON_ITS_SIDE = {5, 6, 7, 8}  # EXIF orientations that exchange width and height.
 _HALF = 128
 _LOSSY = {"JPEG", "MPO"}
 _LABEL_MODES = {"P", "L", "1", "I", "I;16", "I;16B", "I;16L"}
 
 
-def read_image(path: Path, *, exif: str = "apply") -> NDArray[np.uint8]:
-    """Return a file as uint8 RGB (H, W, 3).
+def read_image(path: Path, *, exif: str = "apply", page: int = 0) -> NDArray[np.uint8]:
+    """Return a file, of several pages this one, as uint8 RGB (H, W, 3).
 
     Raises:
         DataError: If the file is missing, empty, truncated, no image, or deeper than 8 bits.
     """
-    with _opened(path) as picture:
+    with _opened(path, page) as picture:
         return _as_rgb(picture, path, exif)
+
+
+def read_size(path: Path) -> tuple[int, int]:
+    """Return (H, W) of the image that `read_image` returns, from the head of the file alone.
+
+    Raises:
+        DataError: If the file is missing, empty or no image.
+    """
+    with _opened(path, decode=False) as picture:
+        width, height = picture.size
+        # A TIFF is opened turned. To look at the end of a PNG, Pillow would decode all of it.
+        is_plain = picture.format == "PNG" and "exif" not in picture.info
+        if is_plain or picture.format == "TIFF":
+            return height, width
+        turn = picture.getexif().get(ExifTags.Base.Orientation, 1)
+        return (width, height) if turn in _ON_ITS_SIDE else (height, width)
 
 
 def _as_rgb(picture: Image.Image, path: Path, exif: str) -> NDArray[np.uint8]:
@@ -81,7 +98,7 @@ def read_label(path: Path) -> NDArray[np.unsignedinteger[Any]]:
 
 
 def _as_ids(picture: Image.Image, path: Path) -> NDArray[np.unsignedinteger[Any]]:
-    if picture.format in _LOSSY:
+    if picture.format in _LOSSY or picture.info.get("compression") == "jpeg":
         raise DataError(
             f"{path} is a JPEG: its compression changes class ids.",
             hint="Store masks as PNG, from the original annotation.",
@@ -102,23 +119,23 @@ def _as_ids(picture: Image.Image, path: Path) -> NDArray[np.unsignedinteger[Any]
     return label.astype(np.uint16)
 
 
-def read_bright(path: Path) -> NDArray[np.uint8]:
+def read_bright(path: Path, page: int = 0) -> NDArray[np.uint8]:
     """Return 1 where a mask (H, W) is at least half bright, else 0; any mode of picture.
 
     Raises:
         DataError: If the file is missing, damaged, or deeper than 8 bits.
     """
-    with _opened(path) as picture:
+    with _opened(path, page) as picture:
         brightness = Image.fromarray(_as_rgb(picture, path, "ignore")).convert("L")
         return (np.asarray(brightness) >= _HALF).astype(np.uint8)
 
 
 @contextmanager
-def _opened(path: Path) -> Iterator[Image.Image]:
+def _opened(path: Path, page: int = 0, *, decode: bool = True) -> Iterator[Image.Image]:
     """The edge to Pillow, whose readers raise nearly anything on damaged files.
 
-    Yields the loaded picture (of an animation its first frame) and closes the file, which Pillow
-    would keep open for further frames, and of a truncated picture.
+    Yields the picture, decoded if asked for (of an animation or stack one page), and closes the
+    file, which Pillow would keep open for further pages, and of a truncated picture.
     """
     try:
         _check_not_empty(path)
@@ -126,7 +143,9 @@ def _opened(path: Path) -> Iterator[Image.Image]:
             warnings.simplefilter("ignore", UserWarning)  # Odd metadata does not matter here.
             warnings.simplefilter("error", Image.DecompressionBombWarning)
             with Image.open(path) as picture:
-                picture.load()
+                picture.seek(page)
+                if decode:
+                    picture.load()
                 yield picture
     except DataError:
         raise

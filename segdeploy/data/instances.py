@@ -57,11 +57,12 @@ class _File(msgspec.Struct):
 
 @dataclass(frozen=True)
 class Photo:
-    """An image file, its size (H, W) as annotated, and its instances."""
+    """An image file, its size (H, W) as annotated, its instances, and its id among COCO's."""
 
     path: Path
     size: tuple[int, int]
     instances: tuple[Instance, ...]
+    image_id: int
 
 
 class Paint(Enum):
@@ -93,10 +94,19 @@ def read_instances(file: Path, folder: Path, categories: Mapping[int, str]) -> l
         )
     by_image: dict[int, list[Instance]] = defaultdict(list)
     for instance in content.annotations:
+        if instance.category_id not in categories:
+            raise DataError(
+                f"{file} has an instance of the category {instance.category_id}, which COCO has "
+                f"not (image {instance.image_id}).",
+                hint="Unpack the annotations again.",
+            )
         by_image[instance.image_id].append(instance)
     images = sorted(content.images, key=lambda image: image.id)
     _check_images(images, folder)
-    return [Photo(folder / i.file_name, (i.height, i.width), tuple(by_image[i.id])) for i in images]
+    return [
+        Photo(folder / i.file_name, (i.height, i.width), tuple(by_image[i.id]), i.id)
+        for i in images
+    ]
 
 
 def _check_images(images: Sequence[_Image], folder: Path) -> None:
@@ -112,7 +122,10 @@ def _check_images(images: Sequence[_Image], folder: Path) -> None:
 
 @dataclass(frozen=True)
 class InstanceDataset:
-    """Images with drawn labels. `labels` gives the label of a category; others are background."""
+    """Images with drawn labels. `labels` gives the label of a category; others are background.
+
+    `truth` is the annotation file, which the instances themselves are scored against.
+    """
 
     name: str
     task: Task
@@ -120,6 +133,7 @@ class InstanceDataset:
     photos: Sequence[Photo]
     labels: Mapping[int, int]
     paint: Paint
+    truth: Path
 
     def __len__(self) -> int:
         return len(self.photos)
@@ -136,6 +150,10 @@ class InstanceDataset:
         label = self._draw(photo)
         check_size(image, label, photo.path, Path(f"annotation of {photo.path.name}"))
         return Sample(photo.path.stem, image, label)
+
+    def image_size(self, index: int) -> tuple[int, int]:
+        """Return (H, W) of an image as annotated, without reading it."""
+        return self.photos[index].size
 
     def _draw(self, photo: Photo) -> NDArray[np.uint8]:
         label, times = np.zeros(photo.size, np.uint8), np.zeros(photo.size, np.uint16)

@@ -10,6 +10,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 from segdeploy.core.errors import DataError
+from segdeploy.data.images import IMAGE_SUFFIXES
 from segdeploy.data.sample import NoSplitError
 
 _MOST_SHOWN = 8
@@ -99,9 +100,9 @@ def find_split(top: Path, split: str, images: str, labels: str) -> tuple[Path, P
 
 
 def read_split_list(folder: Path, split: str) -> list[str]:
-    """Return the image names that `folder/split.txt` lists, without folders and suffixes.
+    """Return the names that `folder/split.txt` lists, without folders and suffixes of images.
 
-    Blank lines are skipped; of several words in a line the first is the name.
+    Blank lines and comments (`#`) are skipped; of several words in a line the first is the name.
 
     Raises:
         NoSplitError: If there is no such list; says which there are.
@@ -115,13 +116,19 @@ def read_split_list(folder: Path, split: str) -> list[str]:
             hint=f"Lists found in {folder}: {', '.join(lists[:_MOST_SHOWN]) or 'none'}.",
         )
     try:
-        lines = file.read_text(encoding="utf-8").splitlines()
+        lines = file.read_text(encoding="utf-8-sig").splitlines()
     except (OSError, UnicodeDecodeError) as error:
         raise DataError(f"{file} is not readable text: {error}.") from error
-    names = [Path(line.split()[0]).stem for line in lines if line.strip()]
+    words = [line.split() for line in lines]
+    names = [_name(found[0]) for found in words if found and not found[0].startswith("#")]
     if not names:
         raise DataError(f"{file} lists no image.", hint="Unpack the data set again.")
     return names
+
+
+def _name(word: str) -> str:
+    path = Path(word)
+    return path.stem if path.suffix.lower() in IMAGE_SUFFIXES else path.name
 
 
 def pair_listed(names: Sequence[str], images: tuple[Path, str], labels: tuple[Path, str]) -> Pairs:

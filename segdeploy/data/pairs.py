@@ -13,7 +13,8 @@ from numpy.typing import NDArray
 
 from segdeploy.core.errors import DataError
 from segdeploy.core.task import IGNORE_WIDE, Task, ignore_value, label_dtype
-from segdeploy.data.images import list_images, read_image, read_label
+from segdeploy.data.images import list_images, read_image, read_label, read_size
+from segdeploy.data.layout import describe_folder
 from segdeploy.data.sample import LabelIdError, LabelSizeError, Sample
 
 Stored = NDArray[np.unsignedinteger[Any]]
@@ -51,6 +52,14 @@ class PairDataset:
         label = self._checked(self.read(label_path), label_path)
         check_size(image, label, image_path, label_path)
         return Sample(image_path.stem, image, label)
+
+    def image_size(self, index: int) -> tuple[int, int]:
+        """Return (H, W) of an image without decoding it.
+
+        Raises:
+            DataError: If the file is missing or no image.
+        """
+        return read_size(self.pairs[index][0])
 
     def _checked(self, stored: Stored, path: Path) -> Stored:
         label = self._table[stored] if self.remap else stored
@@ -100,9 +109,11 @@ def match_by_stem(images: Path, labels: Path) -> list[tuple[Path, Path]]:
     """
     found = list_images(images)
     if not found:
-        raise DataError(f"There are no images in {images}.")
-    _unique_stems(found)
-    by_stem = _unique_stems(list_images(labels))
+        raise DataError(
+            f"There are no images in {images}.", hint=f"Found: {describe_folder(images)}."
+        )
+    unique_stems(found)
+    by_stem = unique_stems(list_images(labels))
     lost = [p.name for p in found if p.stem not in by_stem]
     if lost:
         raise DataError(
@@ -112,7 +123,12 @@ def match_by_stem(images: Path, labels: Path) -> list[tuple[Path, Path]]:
     return [(p, by_stem[p.stem]) for p in found]
 
 
-def _unique_stems(files: Sequence[Path]) -> dict[str, Path]:
+def unique_stems(files: Sequence[Path]) -> dict[str, Path]:
+    """Return files by their name without suffix.
+
+    Raises:
+        DataError: If two of them have the same, so that a match by it would be a guess.
+    """
     by_stem: dict[str, Path] = {}
     for file in files:
         other = by_stem.setdefault(file.stem, file)

@@ -84,12 +84,30 @@ def overlay(image: Picture, labels: Labels, num_classes: int, alpha: float = 0.5
     Args:
         image: uint8 RGB.
         labels: Label ids, ignored pixels allowed; of another size, it is sampled at the image's.
+            Or masks (K, H, W) of a multilabel task: a pixel gets the mean of its classes' colours.
         num_classes: K.
         alpha: Share of the class colour, in [0, 1].
     """
     fitted = resize_labels(labels, (image.shape[0], image.shape[1]))
+    if fitted.ndim == 3:
+        return _tint(image, fitted == 1, alpha)
     colors = color_labels(fitted, num_classes).astype(np.float32)
     return np.rint(image * np.float32(1 - alpha) + colors * np.float32(alpha)).astype(np.uint8)
+
+
+def _tint(image: Picture, masks: NDArray[np.bool_], alpha: float) -> Picture:
+    """Return the image with the mean colour of the classes that a pixel has; none, none."""
+    table = mask_palette().astype(np.float32)
+    total, num = np.zeros(image.shape, np.float32), masks.sum(axis=0)[:, :, None]
+    for k, mask in enumerate(masks):
+        total[mask] += table[k % IGNORE]
+    mixed = image * np.float32(1 - alpha) + total / np.maximum(num, 1) * np.float32(alpha)
+    return np.where(num > 0, np.rint(mixed).astype(np.uint8), image)
+
+
+def mask_palette() -> Picture:
+    """Return the palette of a multilabel task, none of whose classes is a background."""
+    return palette(IGNORE)
 
 
 def comparison(
@@ -98,19 +116,24 @@ def comparison(
     prediction: Labels,
     num_classes: int,
     classes: Sequence[str] = (),
+    *,
+    longest: int = _LARGEST,
 ) -> Picture:
     """Return image, label, prediction and difference as one uint8 picture with titles.
 
     Ignored pixels are hatched in the label and the difference; wrong ones are red. Panels are
-    shrunk (or enlarged) to sides that suit a report. With class names, a legend of those that
-    occur is added.
+    shrunk (or enlarged) to sides that suit a report, `longest` pixels at most. With class names, a
+    legend of those that occur is added. Label and prediction of a multilabel task are masks
+    (K, H, W): a pixel is wrong where one of its classes is, and the share is of all decisions.
     """
     size = (image.shape[0], image.shape[1])
     label, prediction = resize_labels(label, size), resize_labels(prediction, size)
     ignored = label == ignore_value(num_classes)
     wrong = (label.astype(np.int64) != prediction) & ~ignored
     share = 100 * float(wrong.sum()) / max(1, int((~ignored).sum()))
-    shown = _panel_size(size)
+    if label.ndim == 3:
+        ignored, wrong = ignored.all(axis=0), wrong.any(axis=0)
+    shown = _panel_size(size, longest)
     small = np.asarray(Image.fromarray(image).resize((shown[1], shown[0])))
     label, prediction = resize_labels(label, shown), resize_labels(prediction, shown)
     ignored, wrong = resize_labels(ignored, shown), resize_labels(wrong, shown)
@@ -121,15 +144,19 @@ def comparison(
         f"difference: {share:.1f} % wrong": hatch(_difference(small, wrong), ignored),
     }
     sheet = _sheet(panels, shown)
-    present = np.union1d(label, prediction)
+    if label.ndim == 3:
+        shows = (label == 1).any(axis=(1, 2)) | (prediction == 1).any(axis=(1, 2))
+        present, num_classes = np.flatnonzero(shows), IGNORE  # The colours of `mask_palette`.
+    else:
+        present = np.union1d(label, prediction)
     names = {int(i): classes[int(i)] for i in present if int(i) < len(classes)}
     return with_legend(sheet, names, num_classes) if names else np.asarray(sheet)
 
 
-def _panel_size(size: tuple[int, int]) -> tuple[int, int]:
+def _panel_size(size: tuple[int, int], longest: int) -> tuple[int, int]:
     """Return (H, W) with the longer side between the limits, its ratio kept."""
     longer = max(size)
-    factor = min(max(longer, _SMALLEST), _LARGEST) / longer
+    factor = min(max(longer, _SMALLEST), longest) / longer
     return max(1, round(size[0] * factor)), max(1, round(size[1] * factor))
 
 

@@ -30,7 +30,8 @@ class Sample:
     """One labelled image.
 
     `image` is uint8 RGB (H, W, 3); `label` an integer mask (H, W) of class ids, or of 0/1 for a
-    binary task, with the ignore value (255; 65535 from K = 256 on) where nothing is counted.
+    binary task, with the ignore value (255; 65535 from K = 256 on) where nothing is counted. A
+    multilabel task has a mask for each class: uint8 (K, H, W) of 0 (no), 1 (yes) and 255 (ignored).
     """
 
     name: str

@@ -14,7 +14,7 @@ from PIL import Image, ImageDraw, ImageFont
 from segdeploy.core.errors import DataError
 from segdeploy.core.files import write_bytes, write_errors
 from segdeploy.core.preprocess import resize_labels
-from segdeploy.core.task import ignore_value
+from segdeploy.core.task import IGNORE, Task, ignore_value
 from segdeploy.data import Dataset, open_dataset
 from segdeploy.data.findings import DataCheck, Finding, SplitFacts
 from segdeploy.data.pictures import Picture, hatch, overlay, with_legend
@@ -65,7 +65,8 @@ def draw_sheet(dataset: Dataset, facts: SplitFacts, findings: Sequence[Finding])
         cells.append(_Cell(sample.name, _shrunken(sample, num_classes)))
     cells += [_show_finding(dataset, finding, num_classes) for finding in worst]
     names = {k: n for k, n in enumerate(facts.classes) if facts.class_pixels[k]}
-    return with_legend(_arrange(cells), names, num_classes)
+    colors = IGNORE if dataset.task is Task.MULTILABEL else num_classes  # As `overlay` has them.
+    return with_legend(_arrange(cells), names, colors)
 
 
 def _shrunken(sample: Sample, num_classes: int) -> Image.Image:
@@ -75,7 +76,8 @@ def _shrunken(sample: Sample, num_classes: int) -> Image.Image:
     image = np.asarray(Image.fromarray(sample.image).resize((size[1], size[0])))
     label = resize_labels(sample.label, size)
     drawn = overlay(image, label, num_classes)
-    return Image.fromarray(hatch(drawn, label == ignore_value(num_classes)))
+    ignored = label == ignore_value(num_classes)
+    return Image.fromarray(hatch(drawn, ignored if label.ndim == 2 else ignored.all(axis=0)))
 
 
 def _show_finding(dataset: Dataset, finding: Finding, num_classes: int) -> _Cell:

@@ -23,6 +23,7 @@ from segdeploy.core.task import IGNORE, Task
 from segdeploy.data.sample import Dataset, NoSplitError, Sample
 
 CLASSES = ("background", "disc", "box", "triangle", "bar")
+MULTILABEL_CLASSES = (*CLASSES[1:], "object")
 _SPLITS = {"train": 1, "val": 2, "test": 3}
 _BORDER = 2
 _MIN_SIDE = 32
@@ -42,7 +43,7 @@ class SyntheticDataset:
     @property
     def name(self) -> str:
         """E.g. `synthetic/val`."""
-        stem = "synthetic" if self.task is Task.MULTICLASS else "synthetic_binary"
+        stem = "synthetic" if self.task is Task.MULTICLASS else f"synthetic_{self.task}"
         return f"{stem}/{self.split}"
 
     def __len__(self) -> int:
@@ -58,9 +59,17 @@ class SyntheticDataset:
             raise IndexError(index)
         rng = np.random.default_rng((_SPLITS[self.split], index))
         image, label = draw_scene(rng, self.size)
-        if self.task is Task.BINARY:
-            label = np.where(label == IGNORE, IGNORE, label > 0).astype(np.uint8)
-        return Sample(f"{self.split}_{index:05d}", image, label)
+        return Sample(f"{self.split}_{index:05d}", image, _answer(label, self.task))
+
+
+def _answer(label: NDArray[np.uint8], task: Task) -> NDArray[np.uint8]:
+    """Return the label map (H, W) as a task asks for it."""
+    if task is Task.MULTICLASS:
+        return label
+    is_object = (label > 0)[None]
+    kinds = label == np.arange(1, len(CLASSES))[:, None, None]
+    yes = is_object[0] if task is Task.BINARY else np.concatenate([kinds, is_object])
+    return np.where(label == IGNORE, IGNORE, yes).astype(np.uint8)
 
 
 def draw_scene(
@@ -147,6 +156,12 @@ def open_synthetic_binary(root: str | None, split: str) -> Dataset:
     """Open the same scenes with one foreground class; else as `open_synthetic`."""
     size, count = _parse(root, split)
     return SyntheticDataset(split, size, count, Task.BINARY, ("object",))
+
+
+def open_synthetic_multilabel(root: str | None, split: str) -> Dataset:
+    """Open the same scenes with a mask of each kind of object, and one of all; else likewise."""
+    size, count = _parse(root, split)
+    return SyntheticDataset(split, size, count, Task.MULTILABEL, MULTILABEL_CLASSES)
 
 
 def _parse(root: str | None, split: str) -> tuple[tuple[int, int], int]:

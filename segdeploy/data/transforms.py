@@ -43,7 +43,10 @@ _PHOTOMETRIC = (
 
 
 class TrainTransform:
-    """Callable (Sample, generator seed) -> (image float32 (3, h, w), label int64 (h, w))."""
+    """Callable (Sample, generator seed) -> (image float32 (3, h, w), label).
+
+    The label is int64 (h, w); of a multilabel task, whose masks are many, uint8 (K, h, w).
+    """
 
     def __init__(self, augment: AugmentSpec, preprocess: PreprocessSpec, num_classes: int) -> None:
         self.augment = augment
@@ -55,14 +58,17 @@ class TrainTransform:
         """Return the augmented pair; the same seed gives the same pair."""
         pixels = torch.from_numpy(np.ascontiguousarray(sample.image.transpose(2, 0, 1)))
         image = tv_tensors.Image(pixels)
-        mask = tv_tensors.Mask(torch.from_numpy(sample.label.astype(np.int64)))
+        is_map = sample.label.ndim == 2
+        ids = sample.label[None].astype(np.int64) if is_map else sample.label.copy()
+        mask = tv_tensors.Mask(torch.from_numpy(ids))
         with torch.random.fork_rng(devices=[]):
             torch.default_generator.manual_seed(seed)  # torch.manual_seed would reset CUDA's too.
             image, mask = self._resize(image, mask)
             image, mask = self._warp(image, mask)
             image, mask = self._crop(image, mask)
             image, mask = self._rest(image, mask)
-        return self._normalize(image.as_subclass(Tensor)), mask.as_subclass(Tensor)
+        label = mask.as_subclass(Tensor)
+        return self._normalize(image.as_subclass(Tensor)), label[0] if is_map else label
 
     def _resize(self, image: tv_tensors.Image, mask: tv_tensors.Mask) -> _Pair:
         low, high = self.augment.scale
@@ -72,18 +78,18 @@ class TrainTransform:
         image = vf.resize(image, size, interpolation=v2.InterpolationMode.BILINEAR, antialias=True)
         # As an image of ids: before torchvision 0.28 a Mask ignored nearest-exact without a word,
         # which shifts labels by half a pixel against the image.
-        ids = mask.as_subclass(Tensor)[None]
+        ids = mask.as_subclass(Tensor)
         ids = vf.resize_image(ids, size, interpolation=v2.InterpolationMode.NEAREST_EXACT)
-        return image, tv_tensors.Mask(ids[0])
+        return image, tv_tensors.Mask(ids)
 
     def _warp(self, image: tv_tensors.Image, mask: tv_tensors.Mask) -> _Pair:
         where = warp.draw_coordinates(self.augment, (image.shape[-2], image.shape[-1]))
         if where is None:
             return image, mask
-        pixels, ids = image.as_subclass(Tensor), mask.as_subclass(Tensor)[None]
+        pixels, ids = image.as_subclass(Tensor), mask.as_subclass(Tensor)
         pixels = warp.sample(pixels, where, torch.tensor(self._colour), "bilinear")
-        ids = warp.sample(ids, where, torch.tensor([self._ignored]), "nearest")
-        return tv_tensors.Image(pixels), tv_tensors.Mask(ids[0])
+        ids = warp.sample(ids, where, torch.full((len(ids),), self._ignored), "nearest")
+        return tv_tensors.Image(pixels), tv_tensors.Mask(ids)
 
     def _crop(self, image: tv_tensors.Image, mask: tv_tensors.Mask) -> _Pair:
         crop = v2.RandomCrop(self.augment.crop, pad_if_needed=False)

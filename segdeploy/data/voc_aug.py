@@ -2,9 +2,9 @@
 
 Two layouts: the authors' benchmark_RELEASE/dataset with img/*.jpg, cls/*.mat and {train,val}.txt
 (also train_noval.txt); or VOC2012 with SegmentationClassAug/*.png, where `train` is
-ImageSets/Segmentation/trainaug.txt. SBD's own train split holds images of VOC's val split: do not
-train on it and judge on `voc`. Source: Hariharan et al., "Semantic contours from inverse
-detectors", 2011.
+ImageSets/Segmentation/trainaug.txt or train_aug.txt. SBD's own train split holds images of VOC's
+val split: do not train on it and judge on `voc`. Source: Hariharan et al., "Semantic contours from
+inverse detectors", 2011.
 """
 
 from __future__ import annotations
@@ -23,7 +23,6 @@ _LAYOUTS = {
     _SBD: ("img", "cls"),
     _PNG: ("JPEGImages", "SegmentationClassAug", "ImageSets/Segmentation"),
 }
-_LISTS = {"train": "trainaug"}
 
 
 def open_voc_aug(root: str | None, split: str) -> Dataset:
@@ -40,9 +39,15 @@ def open_voc_aug(root: str | None, split: str) -> Dataset:
             read_split_list(top, split), (top / "img", ".jpg"), (top / "cls", ".mat")
         )
         return PairDataset(name, Task.MULTICLASS, CLASSES, pairs, read=_read_sbd)
-    names = read_split_list(top / "ImageSets" / "Segmentation", _LISTS.get(split, split))
+    lists = top / "ImageSets" / "Segmentation"
+    names = read_split_list(lists, _find_list(lists) if split == "train" else split)
     pairs = pair_listed(names, (top / "JPEGImages", ".jpg"), (top / "SegmentationClassAug", ".png"))
     return PairDataset(name, Task.MULTICLASS, CLASSES, pairs)
+
+
+def _find_list(folder: Path) -> str:
+    """Return the name of the training list: both spellings are about."""
+    return "train_aug" if (folder / "train_aug.txt").is_file() else "trainaug"
 
 
 def _read_sbd(path: Path) -> Stored:

@@ -1,22 +1,22 @@
 """Counting over several processes: every image is in exactly one shard, and int64 counts add up.
 
 Three ways, one result: this process alone; N spawned processes, which need nothing but the
-artifact's own runtime; ranks that torchrun started, which sum through torch.distributed. Spawned
-processes take small chunks, so that Ctrl-C and a failure end them within a few images.
+artifact's own runtime; ranks that torchrun or SLURM started, which sum through torch.distributed.
+Spawned processes take small chunks, so that Ctrl-C and a failure end them within a few images.
 """
 
 from __future__ import annotations
 
 import multiprocessing
 import os
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import FIRST_EXCEPTION, ProcessPoolExecutor, wait
 from concurrent.futures.process import BrokenProcessPool
+from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
-
-import numpy as np
+from typing import TYPE_CHECKING
 
 from segdeploy.backends.predictor import Predictor, open_predictor
 from segdeploy.backends.sliding import SlidingWindow
@@ -24,9 +24,15 @@ from segdeploy.backends.tta import TtaSpec
 from segdeploy.core.errors import SegDeployError, TrainError
 from segdeploy.data import open_dataset
 from segdeploy.data.sample import Dataset
+from segdeploy.evaluate.instances import encode_prediction
 from segdeploy.evaluate.tally import Tally, Wanted, fill_record
 from segdeploy.frameworks.interrupts import deaf_children
+from segdeploy.frameworks.launch_env import read_launch
+from segdeploy.frameworks.torch import require_torch
 from segdeploy.metrics import count_each
+
+if TYPE_CHECKING:
+    from segdeploy.frameworks.distributed import Group
 
 Progress = Callable[[int, int], object]
 """Called with (images done, images in all)."""
@@ -45,6 +51,13 @@ class Job:
     wanted: Wanted
     tta: TtaSpec | None = None
     window: SlidingWindow | None = None
+    threshold: float | None = None
+
+    def open(self) -> Predictor:
+        """Open the model."""
+        return open_predictor(
+            self.path, self.device, tta=self.tta, window=self.window, threshold=self.threshold
+        )
 
 
 def count_alone(
@@ -56,14 +69,19 @@ def count_alone(
 ) -> Tally:
     """Return the counts of some images, in this process."""
     wanted, tally = job.wanted, Tally.empty(job.wanted, len(indices))
+    with_confidence = wanted.saliency or bool(wanted.instances)
     images = count_each(
         (dataset[i] for i in indices),
-        lambda image: predictor.predict(image, with_confidence=wanted.saliency),
+        lambda image: predictor.predict(image, with_confidence=with_confidence),
         wanted.num_labels,
+        wanted.task,
     )
-    for place, (sample, found, matrix) in enumerate(images):
-        tally.confusion += matrix.matrix
-        fill_record(tally.records[place], sample.label, found, matrix)
+    for place, (sample, found, counts) in enumerate(images):
+        tally.confusion += counts.matrix
+        tally.records[place]["name"] = sample.name.encode()
+        fill_record(tally.records[place], sample.label, found, counts)
+        if wanted.instances:
+            tally.found.update(encode_prediction(dataset, indices[place], found))
         if progress is not None:
             progress(place + 1, len(indices))
     return tally
@@ -120,53 +138,75 @@ def _count_chunk(job: Job, indices: Sequence[int]) -> Tally:
 
 @cache
 def _open_once(job: Job) -> tuple[Predictor, Dataset]:
-    predictor = open_predictor(job.path, job.device, tta=job.tta, window=job.window)
-    return predictor, open_dataset(job.data, job.split)
+    return job.open(), open_dataset(job.data, job.split)
+
+
+_COUNTING_S = 1800.0
+"""How long a rank waits for the slowest one; one that dies is noticed at once."""
 
 
 def is_launched() -> bool:
-    """Return True in a rank that torchrun started beside others."""
-    return "RANK" in os.environ and int(os.environ.get("WORLD_SIZE", "1")) > 1
+    """Return True in a rank that torchrun or SLURM started beside others."""
+    return read_launch(os.environ).is_shared
 
 
 def is_main() -> bool:
     """Return True in the one process that writes and prints."""
-    return not is_launched() or os.environ["RANK"] == "0"
+    return read_launch(os.environ).is_main
 
 
-def count_ranks(job: Job, count: Callable[[Sequence[int]], Tally], indices: Sequence[int]) -> Tally:
-    """Return the counts of all ranks, the same in each of them.
+@dataclass(frozen=True)
+class Ranks:
+    """The processes that share an evaluation: this one alone, or all of `group`.
 
-    Args:
-        job: What is counted, and where.
-        count: Counts this rank's images.
-        indices: Of all images; the same list in every rank.
+    `device` is this process's own; `check` stops it if another rank has failed.
+    """
+
+    device: str
+    group: Group | None = None
+    check: Callable[[], None] = lambda: None
+
+    def count(
+        self, wanted: Wanted, count: Callable[[Sequence[int]], Tally], indices: Sequence[int]
+    ) -> Tally:
+        """Return the counts of all images, the same in every rank; `count` gives those of some."""
+        if self.group is None:
+            return count(indices)
+        import torch
+
+        mine = slice(self.group.rank, None, self.group.world)
+        total = Tally.empty(wanted, len(indices))
+        total.add(count(indices[mine]), mine)
+        self.check()
+        summed = Tally.from_flat(wanted, self.group.sum(torch.from_numpy(total.flat)).numpy())
+        for found in self.group.gather(total.found) if wanted.instances else ():
+            summed.found.update(found)
+        return summed
+
+
+@contextmanager
+def joined(device: str) -> Iterator[Ranks]:
+    """Join the ranks that were started beside this one; all of them end the block, or none.
+
+    They add up their counts on the CPU, whatever `device` the model runs on.
 
     Raises:
-        SegDeployError: What this rank raised, or that another rank failed or is lost.
+        BackendUnavailableError: If there are several, and torch is missing.
+        SegDeployError: If another rank failed or is lost.
     """
-    import torch
+    launch = read_launch(os.environ)
+    if not launch.is_shared:
+        yield Ranks(device)
+        return
+    require_torch()
+    from segdeploy.frameworks.distributed import pick_device, process_group
 
-    from segdeploy.frameworks.distributed import process_group
-
-    failure: SegDeployError | None = None
-    total = Tally.empty(job.wanted, len(indices))
     try:
-        with process_group(job.device) as group:
-            try:
-                mine = slice(group.rank, None, group.world)
-                total.add(count(indices[mine]), mine)
-            except SegDeployError as error:
-                failure = error
-            shard = torch.from_numpy(np.append(total.flat, int(failure is not None)))
-            summed = group.sum(shard.to(group.device)).cpu().numpy()
+        with process_group("cpu", _COUNTING_S) as group, group.together() as check:
+            own = str(pick_device(device, launch.local_rank)) if device == "cuda" else device
+            yield Ranks(own, group, check)
     except TrainError as error:
         raise SegDeployError(
             f"The evaluation lost another process: {error.message}",
             hint="See the log of the rank that died.",
         ) from error
-    if failure is not None:
-        raise failure
-    if summed[-1]:
-        raise SegDeployError(f"{summed[-1]} other ranks failed.", hint="See their messages.")
-    return Tally.from_flat(job.wanted, summed[:-1])

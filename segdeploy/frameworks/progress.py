@@ -7,6 +7,8 @@ import sys
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 
+from segdeploy.frameworks.launch_env import is_main_process
+
 QUIET = "SEGDEPLOY_QUIET"
 
 Advance = Callable[[str, float, float | None], None]
@@ -28,7 +30,7 @@ def progress_bars() -> Iterator[Advance]:
     from rich.console import Console
     from rich.progress import Progress, TaskID
 
-    is_hidden = is_quiet() or not sys.stderr.isatty() or os.environ.get("RANK", "0") != "0"
+    is_hidden = is_quiet() or not sys.stderr.isatty() or not is_main_process(os.environ)
     with Progress(console=Console(stderr=True), disable=is_hidden, transient=True) as bars:
         tasks: dict[str, TaskID] = {}
 

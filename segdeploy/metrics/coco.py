@@ -8,12 +8,14 @@ in the order of their ids, so that any split over processes gives the same bits.
     evaluator.update({image_id: Instances(masks, categories, scores)})
     evaluator.synchronize(all_gather)      # Only where several processes share the images.
     evaluator.summarize()["segm"].ap
+
+Where the truth is not at hand, `encode_instances` makes what `add` takes later.
 """
 
 from __future__ import annotations
 
 import io
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from contextlib import redirect_stdout
 from dataclasses import dataclass, fields
 from pathlib import Path
@@ -31,6 +33,9 @@ IOU_TYPES = ("segm", "bbox")
 _NEEDED = ("image_id", "category_id", "segmentation", "bbox", "area")
 
 Plain = dict[str, Any]
+Found = dict[int, list[Plain]]
+"""Predicted instances by the id of their image, as run lengths."""
+
 Gather = Callable[[Any], Sequence[Any]]
 """Returns the objects of all processes in the order of their ranks, the same in each of them."""
 
@@ -69,6 +74,7 @@ class CocoEvaluator:
     Args:
         truth: A COCO annotation file, or what it holds; left unchanged.
         iou_types: `segm`, `bbox`, or both.
+        categories: Ids of those that are judged; by default all of the truth.
 
     Raises:
         BackendUnavailableError: If pycocotools is not installed.
@@ -77,16 +83,19 @@ class CocoEvaluator:
     """
 
     def __init__(
-        self, truth: Mapping[str, Any] | Path, iou_types: Sequence[str] = IOU_TYPES
+        self,
+        truth: Mapping[str, Any] | Path,
+        iou_types: Sequence[str] = IOU_TYPES,
+        categories: Collection[int] | None = None,
     ) -> None:
         find_coco()
-        for name in iou_types:
-            _check_type(name)
+        check_types(iou_types)
         self.iou_types = tuple(iou_types)
+        self._judged = None if categories is None else sorted(categories)
         self._truth = _read_truth(truth)
         self._sizes = {i["id"]: (i["height"], i["width"]) for i in self._truth["images"]}
         self._categories = {c["id"]: str(c["name"]) for c in self._truth["categories"]}
-        self._found: dict[int, list[Plain]] = {}
+        self._found: Found = {}
 
     @property
     def image_ids(self) -> list[int]:
@@ -102,7 +111,11 @@ class CocoEvaluator:
         for image_id, instances in predictions.items():
             self._check(image_id, instances)
             if image_id not in self._found:
-                self._found[image_id] = _encode(image_id, instances)
+                self._found[image_id] = encode_instances(image_id, instances)
+
+    def add(self, found: Found) -> None:
+        """Add instances that `encode_instances` gave; known images are passed over here as well."""
+        self._found = found | self._found
 
     def synchronize(self, gather: Gather) -> None:
         """Take over what the other processes found; of a repeated image the lowest rank's counts.
@@ -110,10 +123,10 @@ class CocoEvaluator:
         Args:
             gather: E.g. around `torch.distributed.all_gather_object`.
         """
-        merged: dict[int, list[Plain]] = {}
-        for found in gather(self._found):
-            merged = found | merged
-        self._found = merged
+        everything = gather(self._found)
+        self._found = {}
+        for found in everything:
+            self.add(found)
 
     def summarize(self) -> dict[str, CocoScores]:
         """Return the scores by IoU type; prints nothing."""
@@ -140,6 +153,8 @@ class CocoEvaluator:
         with redirect_stdout(io.StringIO()):
             judge = COCOeval(_index(self._truth), self._index_found(iou_type), iou_type)
             judge.params.imgIds = self.image_ids
+            if self._judged is not None:
+                judge.params.catIds = self._judged
             judge.evaluate()
             judge.accumulate()
             judge.summarize()
@@ -162,14 +177,22 @@ class CocoEvaluator:
         return _index(self._truth | {"annotations": annotations})
 
 
-def _check_type(name: str) -> None:
-    if name == "keypoints":
-        raise ConfigError(
-            "COCO evaluation of 'keypoints' is not supported: segmentation models predict masks.",
-            hint=f"Use {' or '.join(IOU_TYPES)}.",
-        )
-    if name not in IOU_TYPES:
-        raise ConfigError(f"Unknown IoU type '{name}'.", hint=f"Use {' or '.join(IOU_TYPES)}.")
+def check_types(iou_types: Sequence[str]) -> None:
+    """Check names of IoU types.
+
+    Raises:
+        ConfigError: If one is unknown, or `keypoints`.
+    """
+    hint = f"Use {' or '.join(IOU_TYPES)}."
+    for name in iou_types:
+        if name == "keypoints":
+            raise ConfigError(
+                "COCO evaluation of 'keypoints' is not supported: segmentation models predict "
+                "masks.",
+                hint=hint,
+            )
+        if name not in IOU_TYPES:
+            raise ConfigError(f"Unknown IoU type '{name}'.", hint=hint)
 
 
 def _read_truth(truth: Mapping[str, Any] | Path) -> Plain:
@@ -177,6 +200,12 @@ def _read_truth(truth: Mapping[str, Any] | Path) -> Plain:
     where = str(truth) if isinstance(truth, Path) else "The annotations"
     try:
         plain = msgspec.json.decode(truth.read_bytes()) if isinstance(truth, Path) else dict(truth)
+        broken = [a for a in plain["annotations"] if not _is_whole(a)]
+        if broken:
+            raise DataError(
+                f"{where}: an annotation of image {broken[0]['image_id']} has no shape or no box.",
+                hint="A shape is run lengths, or polygons of at least three points.",
+            )
         return {
             "images": [{k: i[k] for k in ("id", "height", "width")} for i in plain["images"]],
             "categories": [{k: c[k] for k in ("id", "name")} for c in plain["categories"]],
@@ -194,6 +223,15 @@ def _read_truth(truth: Mapping[str, Any] | Path) -> Plain:
         ) from error
 
 
+def _is_whole(annotation: Plain) -> bool:
+    """Return False for what pycocotools would stumble over while it judges."""
+    shape = annotation["segmentation"]
+    is_drawn = "counts" in shape
+    if not isinstance(shape, Mapping):
+        is_drawn = len(shape) > 0 and all(len(polygon) >= 6 for polygon in shape)
+    return is_drawn and len(annotation["bbox"]) == 4
+
+
 def _index(plain: Plain) -> Any:
     from pycocotools.coco import COCO
 
@@ -203,7 +241,8 @@ def _index(plain: Plain) -> Any:
     return indexed
 
 
-def _encode(image_id: int, instances: Instances) -> list[Plain]:
+def encode_instances(image_id: int, instances: Instances) -> list[Plain]:
+    """Return the instances of one image as COCO's result files hold them, with run lengths."""
     from pycocotools import mask
 
     runs = mask.encode(np.asfortranarray(instances.masks.transpose(1, 2, 0).astype(np.uint8)))

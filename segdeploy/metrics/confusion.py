@@ -18,7 +18,10 @@ from segdeploy.core.task import IGNORE, Task, ignore_value
 
 
 def count_labels(task: Task, num_classes: int) -> int:
-    """Return K of the confusion matrix: 2 for a binary task, else the number of class names."""
+    """Return K of the confusion matrix: 2 for a binary task, else the number of class names.
+
+    A multilabel task has K matrices of 2 x 2 (`metrics.multilabel`).
+    """
     return 2 if task is Task.BINARY else num_classes
 
 

@@ -11,6 +11,9 @@ With r the reference's logits, c the candidate's, d = c - r, a the reference's t
 The gauge-free deviation of a pixel is max_k d_k - min_k d_k (binary: |d|): the largest change of
 the difference of any two logits. Only sums are kept, over row bands of bounded size. A pixel whose
 candidate (or reference) has a NaN or an infinity is a hard flip, whatever its argmax says.
+
+A multilabel task decides K times a pixel, each time as a binary task does: what is counted as a
+pixel below is one such decision, and it has 2 K label ids, for each class no and yes.
 """
 
 from __future__ import annotations
@@ -22,24 +25,30 @@ import numpy as np
 from numpy.typing import NDArray
 
 from segdeploy.core.task import Task
+from segdeploy.metrics.confusion import label_names
 
 Floats = NDArray[np.floating[Any]]
 Doubles = NDArray[np.float64]
 _BAND_ELEMENTS = 2**21  # 16 MiB a float64 array: a few of them fit any machine.
 
 
+def decision_names(task: Task, classes: tuple[str, ...]) -> tuple[str, ...]:
+    """Return the names of the L label ids that a `FlipCount` tells apart."""
+    if task is not Task.MULTILABEL:
+        return label_names(task, classes)
+    return tuple(name for each in classes for name in (f"not {each}", each))
+
+
 class FlipCount:
     """Streaming comparison of a candidate with a reference.
 
     Args:
-        task: `multiclass` or `binary`.
-        num_classes: L, the number of label ids (2 for a binary task).
+        task: What the logits mean.
+        num_classes: L, the number of label ids (`decision_names`): 2 for a binary task.
         tolerance: Largest reference gap, in logit units, at which a flip is excusable.
     """
 
     def __init__(self, task: Task, num_classes: int, tolerance: float = 0.0) -> None:
-        if task is Task.MULTILABEL:
-            raise ValueError("a multilabel prediction is not one label map")
         self.task = task
         self.num_classes = num_classes
         self.tolerance = tolerance
@@ -56,8 +65,9 @@ class FlipCount:
         self.max_deviation = 0.0
         self._energy = np.zeros(3)  # Sums of r * r, c * c, r * c over finite pixels.
         self._noise_energy = 0.0
-        channels = 1 if task is Task.BINARY else num_classes
-        self._channels = np.zeros((3, channels))  # Sums of centred r, r^2, d^2 per channel.
+        channels = num_classes if task is Task.MULTICLASS else num_classes // 2
+        # Per channel: finite pixels, and over these the sums of centred r, r^2, d^2.
+        self._channels = np.zeros((4, channels))
 
     def update(self, reference: Floats, candidate: Floats) -> None:
         """Compare logits of equal shape (N, K, H, W)."""
@@ -65,12 +75,18 @@ class FlipCount:
             raise ValueError(f"logits have shapes {reference.shape} and {candidate.shape}")
         self.has_logits = True
         for image, rows in _bands(reference):
-            self._compare(
-                _pixels_first(reference[image, :, rows]), _pixels_first(candidate[image, :, rows])
-            )
+            r, c = (_pixels_first(x[image, :, rows]) for x in (reference, candidate))
+            for channels in self._deciders:
+                self._compare(r[:, channels], c[:, channels], channels)
 
     def update_labels(self, reference: Floats, labels: NDArray[np.integer[Any]]) -> None:
-        """Compare logits (N, K, H, W) with a candidate that gives labels (N, H, W) only."""
+        """Compare logits (N, K, H, W) with a candidate that gives labels (N, H, W) only.
+
+        Raises:
+            ValueError: If the shapes do not fit, or the task is multilabel: it has no label map.
+        """
+        if self.task is Task.MULTILABEL:
+            raise ValueError("a multilabel prediction is not one label map")
         if labels.shape != (reference.shape[0], *reference.shape[2:]):
             raise ValueError(f"labels {labels.shape} do not fit logits {reference.shape}")
         for image, rows in _bands(reference):
@@ -91,33 +107,42 @@ class FlipCount:
         self.max_abs = max(self.max_abs, other.max_abs)
         self.max_deviation = max(self.max_deviation, other.max_deviation)
 
-    def _compare(self, r: Doubles, c: Doubles) -> None:
-        """Compare pixels x channels, float64."""
+    @property
+    def _deciders(self) -> list[slice]:
+        """The channels that decide together; for multilabel, each decides alone."""
+        if self.task is not Task.MULTILABEL:
+            return [slice(None)]
+        return [slice(k, k + 1) for k in range(self.num_classes // 2)]
+
+    def _compare(self, r: Doubles, c: Doubles, channels: slice) -> None:
+        """Compare pixels x channels, float64; `channels` says which of all they are."""
         broken = np.logical_not(np.isfinite(c).all(axis=1))
-        self._count(r, self._decide(c), broken)
+        self._count(r, self._decide(c), broken, first_id=2 * (channels.start or 0))
         sound = ~broken & np.isfinite(r).all(1)
         r, c = r[sound], c[sound]
         if not len(r):
             return
         d = c - r
-        deviation = np.abs(d[:, 0]) if self.task is Task.BINARY else d.max(1) - d.min(1)
+        centre = self.task is Task.MULTICLASS
+        deviation = d.max(1) - d.min(1) if centre else np.abs(d[:, 0])
         self.max_abs = max(self.max_abs, float(np.abs(d).max()))
         self.max_deviation = max(self.max_deviation, float(deviation.max()))
         self.num_certified += int(np.count_nonzero(self._certified(r, d)))
         self._energy += np.sum(r * r), np.sum(c * c), np.sum(r * c)
         self._noise_energy += float(np.sum(d * d))
-        if self.task is not Task.BINARY:
+        if centre:
             r, d = r - r.mean(1, keepdims=True), d - d.mean(1, keepdims=True)
-        self._channels += np.stack([r.sum(0), (r * r).sum(0), (d * d).sum(0)])
+        num = np.full(r.shape[1], float(len(r)))
+        self._channels[:, channels] += np.stack([num, r.sum(0), (r * r).sum(0), (d * d).sum(0)])
 
     def _decide(self, logits: Doubles) -> NDArray[np.int64]:
-        if self.task is Task.BINARY:
+        if self.task is not Task.MULTICLASS:
             return (logits[:, 0] > 0).astype(np.int64)
         top: NDArray[np.int64] = logits.argmax(1)
         return top
 
     def _certified(self, r: Doubles, d: Doubles) -> NDArray[np.bool_]:
-        if self.task is Task.BINARY:
+        if self.task is not Task.MULTICLASS:
             sure: NDArray[np.bool_] = np.abs(d[:, 0]) < np.abs(r[:, 0])
             return sure
         if r.shape[1] == 1:
@@ -127,12 +152,19 @@ class FlipCount:
         certified: NDArray[np.bool_] = push < two[:, 1] - two[:, 0]
         return certified
 
-    def _count(self, r: Doubles, found: NDArray[np.int64], broken: NDArray[np.bool_]) -> None:
+    def _count(
+        self,
+        r: Doubles,
+        found: NDArray[np.int64],
+        broken: NDArray[np.bool_],
+        *,
+        first_id: int = 0,
+    ) -> None:
         """Count decisions; `broken` pixels are hard flips whatever `found` says."""
         bad_reference = ~np.isfinite(r).all(1)
         top = self._decide(r)
         flipped = (found != top) | broken | bad_reference
-        if self.task is Task.BINARY:
+        if self.task is not Task.MULTICLASS:
             gap = np.abs(r[:, 0])
         else:
             with np.errstate(invalid="ignore"):  # inf - inf of a broken reference.
@@ -143,8 +175,9 @@ class FlipCount:
         self.num_hard += int(np.count_nonzero(hard))
         self.num_broken += int(np.count_nonzero(broken))
         self.num_broken_reference += int(np.count_nonzero(bad_reference))
-        self.class_pixels += np.bincount(top, minlength=self.num_classes)
-        self.class_flips += np.bincount(top[flipped], minlength=self.num_classes)
+        ids = top + first_id
+        self.class_pixels += np.bincount(ids, minlength=self.num_classes)
+        self.class_flips += np.bincount(ids[flipped], minlength=self.num_classes)
 
     @property
     def flip_rate(self) -> float:
@@ -188,18 +221,18 @@ class FlipCount:
         Both centred over the classes first, which removes what decides nothing. It sees a swapped
         or erased class that wins no pixel of the inputs. None where there is no noise.
         """
-        sound = self.num_pixels - self.num_broken - self.num_broken_reference
-        if not self.has_logits or sound < 1:
-            return [None] * self._channels.shape[1]
-        mean, square, noise = self._channels / sound
+        num, *sums = self._channels
+        if not num.all():
+            return [None] * len(num)
+        mean, square, noise = sums / num
         signal = float(np.mean(square - mean**2))
         return [_decibel(signal, float(n)) for n in noise]
 
     @property
     def channel_noise(self) -> list[float]:
         """Per channel, the root mean square of d centred over the classes, in logit units."""
-        sound = max(1, self.num_pixels - self.num_broken - self.num_broken_reference)
-        return [float(n) for n in np.sqrt(self._channels[2] / sound)]
+        num, noise = np.maximum(self._channels[0], 1), self._channels[3]
+        return [float(n) for n in np.sqrt(noise / num)]
 
 
 def _decibel(signal: float, noise: float) -> float | None:

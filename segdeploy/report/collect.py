@@ -14,9 +14,12 @@ from typing import Any
 from segdeploy.core.errors import ArtifactError
 from segdeploy.core.folder import MANIFEST, Checkpoint, ModelFolder, load_folder
 from segdeploy.core.manifest import Manifest
-from segdeploy.report.documents import Document, Epoch, first_line, read_document, read_log
-from segdeploy.report.pictures import Picture, read_pictures
+from segdeploy.report.documents import Document, first_line, read_document
+from segdeploy.report.pictures import ALL, FEW, Picture, read_pictures
+from segdeploy.report.quality import Quality, read_quality
+from segdeploy.report.runlog import Training, read_training
 
+_MOST_PROBLEMS = 40
 _PRECISIONS = ("fp32", "bf16", "fp16", "int8")
 
 
@@ -32,22 +35,6 @@ class Cost:
     is_same_run: bool = True
     conditions: tuple[str, ...] = ()
     environment: dict[str, Any] = field(default_factory=dict)
-
-
-@dataclass(frozen=True)
-class Quality:
-    """What `evaluate` found; IoU in [0, 1], `delta_points` in percentage points to fp32.
-
-    `views` says in words how images were run, where not simply once as a whole.
-    """
-
-    mean_iou: float | None = None
-    pixel_accuracy: float | None = None
-    delta_points: float | None = None
-    class_iou: dict[str, float | None] = field(default_factory=dict)
-    data: str = ""
-    num_images: float | None = None
-    views: str = ""
 
 
 @dataclass(frozen=True)
@@ -80,7 +67,7 @@ class RunSummary:
 
     name: str
     rows: list[Row]
-    epochs: list[Epoch]
+    training: Training
     problems: list[str]
 
 
@@ -108,21 +95,32 @@ def collect_run(run: Path) -> RunSummary:
     quality = {folder.path: _read(folder, "eval.json", problems) for folder in folders}
     first = next((f.path for f in folders if isinstance(f, Checkpoint)), None)
     eager, reference = (documents.get(first) if first else None for documents in (cost, quality))
-    rows = [
-        Row(
-            name=folder.path.name,
-            manifest=folder.manifest,
-            is_reference=isinstance(folder, Checkpoint),
-            size_mib=folder.size_mib,
-            cost=_read_cost(cost[folder.path], eager),
-            quality=_read_quality(quality[folder.path], reference),
-            closeness=_read_closeness(folder, _read(folder, "parity.json", problems)),
-            pictures=read_pictures(folder.path / "samples", folder.path.name, problems),
+    rows: list[Row] = []
+    for folder in folders:
+        scored = read_quality(quality[folder.path], reference)
+        most = FEW if any(row.pictures for row in rows) else ALL
+        name, samples = folder.path.name, folder.path / "samples"
+        rows.append(
+            Row(
+                name=name,
+                manifest=folder.manifest,
+                is_reference=isinstance(folder, Checkpoint),
+                size_mib=folder.size_mib,
+                cost=_read_cost(cost[folder.path], eager),
+                quality=scored,
+                closeness=_read_closeness(folder, _read(folder, "parity.json", problems)),
+                pictures=read_pictures(samples, name, scored.captions, most, problems),
+            )
         )
-        for folder in folders
-    ]
-    epochs = read_log(run / "log.jsonl", problems)
-    return RunSummary(run.resolve().name, rows, epochs, list(dict.fromkeys(problems)))
+    training = read_training(run, problems)
+    return RunSummary(run.resolve().name, rows, training, _few(problems))
+
+
+def _few(problems: list[str]) -> list[str]:
+    """Return each problem once, and not more of them than somebody would read."""
+    found = list(dict.fromkeys(problems))
+    rest = len(found) - _MOST_PROBLEMS
+    return [*found[:_MOST_PROBLEMS], *([f"{rest} more problems."] if rest > 0 else [])]
 
 
 def _load_folders(run: Path, problems: list[str]) -> list[ModelFolder]:
@@ -184,40 +182,6 @@ def _conditions(found: Document) -> tuple[str, ...]:
         f"{threads:.0f} threads" if threads is not None else "",
         found.text("environment", "device") or "",
         found.text("environment", "cpu") or "",
-    )
-
-
-def _read_quality(found: Document, reference: Document | None) -> Quality:
-    if not found.is_present:
-        return Quality()
-    mean, delta = found.number("mean_iou"), None
-    if reference is not None and reference.is_present:
-        base = reference.number("mean_iou")
-        if mean is not None and base is not None and _data(found) == _data(reference):
-            delta = 100 * (mean - base)
-    return Quality(
-        mean_iou=mean,
-        pixel_accuracy=found.number("pixel_accuracy"),
-        delta_points=delta,
-        class_iou=found.numbers("class_iou"),
-        data=found.text("data") or "",
-        num_images=found.number("num_images"),
-        views=_views(found),
-    )
-
-
-def _data(found: Document) -> tuple[str | None, float | None, str]:
-    """Return what must agree for two scores to be compared."""
-    return found.text("data"), found.number("num_images"), _views(found)
-
-
-def _views(found: Document) -> str:
-    said = {"test-time augmentation": "tta", "sliding window": "sliding_window"}
-    parts = {name: found.value(dict, key) for name, key in said.items()}
-    return "; ".join(
-        f"{name} ({', '.join(f'{k} {v}' for k, v in part.items())})"
-        for name, part in parts.items()
-        if part
     )
 
 

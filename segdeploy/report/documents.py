@@ -7,6 +7,7 @@ among the problems, so that a report never fails halfway and never shows a guess
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -50,9 +51,8 @@ class Document:
         return str(found) if found is not None else None
 
     def numbers(self, *keys: str) -> dict[str, float | None]:
-        """Return a mapping of names to numbers; anything else in it is None."""
-        found: dict[str, Any] = self.value(dict, *keys) or {}
-        return {str(name): _finite(value) for name, value in found.items()}
+        """Return a mapping of names to numbers; anything else in it is None, and is named."""
+        return {name: self.number(*keys, name) for name in self.value(dict, *keys) or {}}
 
     def items(self, *keys: str) -> list[Any]:
         """Return a list, empty if absent."""
@@ -90,34 +90,31 @@ def first_line(error: BaseException) -> str:
 
 
 @dataclass(frozen=True)
-class Epoch:
-    """One line of `log.jsonl`; what was not measured is None."""
+class LogLine:
+    """One line of a log: its epoch or step, and numbers; what was not measured is None."""
 
-    epoch: float
+    place: float
     values: dict[str, float | None] = field(default_factory=dict)
 
 
-CURVES = ("loss", "lr", "mean_iou", "pixel_accuracy", "seconds")
-
-
-def read_log(path: Path, problems: list[str]) -> list[Epoch]:
-    """Return the epochs in order; of an epoch that was repeated (resume) the last line counts."""
+def read_lines(path: Path, key: str, names: Sequence[str], problems: list[str]) -> list[LogLine]:
+    """Return the lines of a log in order of `key`; of those that are repeated the last counts."""
     try:
-        lines = path.read_bytes().splitlines()
+        texts = path.read_bytes().splitlines()
     except FileNotFoundError:
         return []
     except OSError as error:
         problems.append(f"{path.name} cannot be read: {error.strerror}.")
         return []
-    epochs: dict[float, Epoch] = {}
-    for number, line in enumerate(lines, start=1):
+    lines: dict[float, LogLine] = {}
+    for number, text in enumerate(texts, start=1):
         try:
-            plain = msgspec.json.decode(line) if line.strip() else {"epoch": None}
+            plain = msgspec.json.decode(text) if text.strip() else {}
         except (msgspec.DecodeError, UnicodeDecodeError, RecursionError):
             plain = None
-        document = Document(f"log.jsonl, line {number}", plain, problems)
+        document = Document(f"{path.name}, line {number}", plain, problems)
         if not isinstance(plain, dict):
-            problems.append(f"log.jsonl, line {number} is damaged.")
-        elif (epoch := document.number("epoch")) is not None:
-            epochs[epoch] = Epoch(epoch, {name: document.number(name) for name in CURVES})
-    return [epochs[key] for key in sorted(epochs)]
+            problems.append(f"{path.name}, line {number} is damaged.")
+        elif (place := document.number(key)) is not None:
+            lines[place] = LogLine(place, {name: document.number(name) for name in names})
+    return [lines[place] for place in sorted(lines)]

@@ -7,20 +7,15 @@ from collections.abc import Callable, Sequence
 from html import escape
 from typing import Any
 
+from segdeploy.report.classes import render_classes
 from segdeploy.report.collect import Row, RunSummary
-from segdeploy.report.documents import Epoch
-from segdeploy.report.plots import Series, line_plot
+from segdeploy.report.confusion import render_confusions
+from segdeploy.report.fragments import folded, shots
+from segdeploy.report.pictures import Picture
+from segdeploy.report.quality import SCORES
 from segdeploy.report.style import STYLE
-from segdeploy.report.table import (
-    HEADINGS,
-    MISSING,
-    cells,
-    conditions,
-    data_sets,
-    notes,
-    number,
-    signed,
-)
+from segdeploy.report.table import HEADINGS, MISSING, cells, conditions, data_sets, notes, number
+from segdeploy.report.training import render_training
 
 _NUM_COLORS = 6
 _BADGES = {"passed": "passed", "failed": "failed", "not verified": "waiting"}
@@ -30,8 +25,9 @@ def render_page(summary: RunSummary, made: str) -> str:
     """Return the whole page; `made` says by what and when."""
     parts = [
         _header(summary), _tiles(summary.rows), _problems(summary), _targets(summary),
-        _charts(summary.rows), _pictures(summary.rows), _classes(summary.rows),
-        _training(summary.epochs), _environment(summary.rows),
+        _charts(summary.rows), _scores(summary.rows), render_classes(summary.rows),
+        render_confusions(summary.rows), _pictures(summary.rows),
+        render_training(summary.training), _environment(summary.rows),
     ]  # fmt: skip
     title = escape(summary.name)
     return (
@@ -74,6 +70,9 @@ def _tiles(rows: Sequence[Row]) -> str:
         tiles.append((f"{number(smallest.size_mib, 1)} MiB", f"smallest: {smallest.name}"))
     if best := _least(rows, lambda row: _negative(row.quality.mean_iou)):
         tiles.append((number(best.quality.mean_iou, 3), f"best mIoU: {best.name}"))
+    if sharp := _least(rows, lambda row: _negative(row.quality.scores.get("foreground_dice"))):
+        dice = sharp.quality.scores["foreground_dice"]
+        tiles.append((number(dice, 3), f"best foreground Dice: {sharp.name}"))
     return f'<div class="tiles">{"".join(_tile(*tile) for tile in tiles)}</div>' if tiles else ""
 
 
@@ -122,6 +121,8 @@ def _table_row(row: Row) -> str:
 
 
 def _charts(rows: Sequence[Row]) -> str:
+    if len(rows) < 2:
+        return ""
     charts = [
         _bars("Latency, p50 ms", rows, [row.cost.p50_ms for row in rows], 1),
         _bars("Size, MiB", rows, [row.size_mib for row in rows], 1),
@@ -156,70 +157,49 @@ def _bars(
     )
 
 
-def _classes(rows: Sequence[Row]) -> str:
-    """Return IoU per class and target, with the difference to the first that has it."""
-    scored = [row for row in rows if row.quality.class_iou]
-    if not scored:
-        return ""
-    names = list(dict.fromkeys(name for row in scored for name in row.quality.class_iou))
-    head = "".join(f'<th scope="col">{escape(row.name)}</th>' for row in scored)
-    body = "".join(
-        f'<tr><th scope="row">{escape(name)}</th>'
-        f"{''.join(_class_cell(name, row, scored[0]) for row in scored)}</tr>"
-        for name in names
-    )
-    return (
-        '<h2>IoU per class</h2><div class="scroll"><table class="heat"><thead><tr><th scope="col">'
-        f"class</th>{head}</tr></thead><tbody>{body}</tbody></table></div>"
-    )
-
-
-def _class_cell(name: str, row: Row, first: Row) -> str:
-    value, base = row.quality.class_iou.get(name), first.quality.class_iou.get(name)
-    if value is None:
-        return f"<td>{MISSING}</td>"
-    is_comparable = row is not first and base is not None and row.quality.data == first.quality.data
-    delta = f" <small>{signed(100 * (value - (base or 0.0)))}</small>" if is_comparable else ""
-    width = min(100.0, max(0.0, 100 * value))
-    return f'<td>{value:.3f}{delta}<i style="width:{width:.1f}%"></i></td>'
-
-
-def _training(epochs: Sequence[Epoch]) -> str:
-    def series(label: str, name: str) -> Series:
-        return Series(label, [(epoch.epoch, epoch.values.get(name)) for epoch in epochs])
-
-    plots = [
-        line_plot("Training loss", [series("loss", "loss")], from_zero=True),
-        line_plot(
-            "Validation", [series("mIoU", "mean_iou"), series("pixel accuracy", "pixel_accuracy")]
-        ),
-        line_plot("Learning rate", [series("lr", "lr")], from_zero=True),
-    ]
-    seconds = [s for epoch in epochs if (s := epoch.values.get("seconds")) is not None]
-    total = f'<p class="soft">{len(epochs)} epochs, {sum(seconds) / 60:.1f} minutes.</p>'
-    shown = "".join(plots)
-    return f'<h2>Training</h2><div class="grid2">{shown}</div>{total}' if shown else ""
-
-
 def _pictures(rows: Sequence[Row]) -> str:
     """Return the first target's pictures, and those of the others folded away."""
     shown = [row for row in rows if row.pictures]
     if not shown:
         return ""
-    first, *others = (
-        (row.name, "".join(_figure(row, picture.name, picture.url) for picture in row.pictures))
-        for row in shown
-    )
-    folded = "".join(
-        f'<details><summary>{escape(name)}</summary><div class="shots">{figures}</div></details>'
-        for name, figures in others
-    )
-    return f'<h2>Samples</h2><div class="shots">{first[1]}</div>{folded}'
+    return f"<h2>Samples</h2>{folded([(row.name, _kinds(row.pictures)) for row in shown])}"
 
 
-def _figure(row: Row, name: str, url: str) -> str:
-    text = escape(f"{row.name}: {name}")
-    return f'<figure><img src="{url}" alt="{text}"><figcaption>{text}</figcaption></figure>'
+def _kinds(pictures: Sequence[Picture]) -> str:
+    """Return the worst images, the best ones, then what says nothing of its score."""
+    titles = {"worst": "Worst images", "best": "Best images", "": "Others"}
+    parts = {kind: [p for p in pictures if p.kind == kind] for kind in titles}
+    is_titled = bool(parts["worst"] or parts["best"])
+    return "".join(
+        f"{f'<h3>{titles[kind]}</h3>' * is_titled}{shots(part)}"
+        for kind, part in parts.items()
+        if part
+    )
+
+
+def _scores(rows: Sequence[Row]) -> str:
+    """Return the scores of each target, of those kinds that any target has."""
+    scored = [row for row in rows if row.quality.scores]
+    kinds = [name for name in SCORES if any(name in row.quality.scores for row in scored)]
+    if not scored:
+        return ""
+    head = "".join(f'<th scope="col">{escape(SCORES[name])}</th>' for name in kinds)
+    body = "".join(
+        f'<tr><th scope="row">{escape(row.name)}</th><td>{_with_interval(row)}</td>'
+        f"{''.join(f'<td>{number(row.quality.scores.get(name), 4)}</td>' for name in kinds)}</tr>"
+        for row in scored
+    )
+    return (
+        '<h2>Scores</h2><div class="scroll"><table class="heat wrap"><thead><tr>'
+        f'<th scope="col">target</th><th scope="col">mIoU (95 % interval)</th>{head}</tr></thead>'
+        f"<tbody>{body}</tbody></table></div>"
+    )
+
+
+def _with_interval(row: Row) -> str:
+    found, ends = row.quality, row.quality.interval
+    shown = f" <small>{number(ends[0], 4)}-{number(ends[1], 4)}</small>" if ends else ""
+    return f"{number(found.mean_iou, 4)}{shown}"
 
 
 def _environment(rows: Sequence[Row]) -> str:

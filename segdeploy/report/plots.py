@@ -1,4 +1,4 @@
-"""Inline SVG line plots: no script, no font, no colour of their own (CSS classes s0, s1, ...)."""
+"""Inline SVG line plots: no script, no font, no colour of their own (CSS classes l0, l1, ...)."""
 
 from __future__ import annotations
 
@@ -8,15 +8,16 @@ from dataclasses import dataclass
 from html import escape
 
 _WIDTH, _HEIGHT = 360, 210
-_LEFT, _RIGHT, _TOP, _BOTTOM = 46, 12, 14, 26
+_LEFT, _RIGHT, _TOP, _BOTTOM = 46, 18, 14, 26
 
 
 @dataclass(frozen=True)
 class Series:
-    """One line: its name and its points; it passes over a missing y."""
+    """One line: its name, its points (it passes over a missing y), whether it is background."""
 
     name: str
     points: Sequence[tuple[float, float | None]]
+    is_faint: bool = False
 
 
 def line_plot(title: str, series: Sequence[Series], *, from_zero: bool = False) -> str:
@@ -94,4 +95,5 @@ def _line(line: Series, index: int, x_axis: _Axis, y_axis: _Axis) -> str:
     if len(places) == 1:
         return f'<circle class="d{index}" cx="{places[0][0]:.1f}" cy="{places[0][1]:.1f}" r="3"/>'
     points = " ".join(f"{x:.1f},{y:.1f}" for x, y in places)
-    return f'<polyline class="l{index}" points="{points}"/>' if places else ""
+    faint = " faint" * line.is_faint
+    return f'<polyline class="l{index}{faint}" points="{points}"/>' if places else ""

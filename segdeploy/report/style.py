@@ -24,7 +24,7 @@ p { margin:6px 0; } .soft { color:var(--soft); } small { color:var(--soft); }
 .chips { display:flex; flex-wrap:wrap; gap:6px; margin:10px 0 0; padding:0; list-style:none; }
 .chips li { background:var(--tint); border-radius:99px; padding:2px 11px; font-size:.86rem;
   overflow-wrap:anywhere; }
-.tiles { display:grid; grid-template-columns:repeat(auto-fit,minmax(165px,1fr)); gap:12px;
+.tiles { display:grid; grid-template-columns:repeat(auto-fill,minmax(165px,1fr)); gap:12px;
   margin-top:22px; }
 .tile, .card, figure.plot { background:var(--card); border:1px solid var(--line);
   border-radius:12px; padding:14px 16px; margin:0; }
@@ -61,6 +61,22 @@ tbody th { font-weight:600; }
 .bars div i { display:block; height:100%; border-radius:5px; }
 .bars span { overflow-wrap:anywhere; } .bars b { font-variant-numeric:tabular-nums;
   font-weight:600; text-align:right; }
+.ious { display:grid; gap:5px 10px; align-items:center; font-size:.85rem; min-width:460px;
+  grid-template-columns:fit-content(190px) minmax(90px,1fr) repeat(4,max-content); }
+.ious div { position:relative; background:var(--tint); border-radius:4px; height:13px; }
+.ious div i { display:block; height:100%; border-radius:4px; background:var(--c0); opacity:.8; }
+.ious u { position:absolute; top:5.5px; height:2px; min-width:1px; background:var(--ink); }
+.ious u::before, .ious u::after { content:""; position:absolute; top:-3px; height:8px; width:2px;
+  background:var(--ink); } .ious u::before { left:0; } .ious u::after { right:0; }
+.ious span { overflow-wrap:break-word; min-width:0; } .ious b, .ious em, .ious small {
+  text-align:right; font-variant-numeric:tabular-nums; white-space:nowrap; }
+.ious em { font-style:normal; color:var(--soft); }
+.matrix svg { margin:0 auto; } .cell { fill:var(--tint); } .hit { fill:var(--c0); }
+.miss { fill:var(--bad); } .matrix g text { fill:var(--ink); } .matrix g .on { fill:var(--card); }
+.pairs { align-self:start; } .pairs th { white-space:normal; overflow-wrap:anywhere; }
+.pairs th:nth-child(2) { text-align:right; }
+.pairs td:nth-child(2) { text-align:right; white-space:normal; overflow-wrap:anywhere; }
+h3 { font-size:.95rem; margin:16px 0 8px; }
 .card h3 { margin:0 0 10px; font-size:.95rem; }
 figcaption { display:flex; flex-wrap:wrap; gap:4px 14px; font-size:.86rem; margin-bottom:6px; }
 figcaption span { color:var(--soft); } figcaption i { display:inline-block; width:10px;
@@ -69,6 +85,7 @@ figcaption span { color:var(--soft); } figcaption i { display:inline-block; widt
 .plot text { font-size:10.5px; fill:var(--soft); } .plot .grid { stroke:var(--line);
   stroke-width:1; }
 polyline { fill:none; stroke-width:2; stroke-linejoin:round; stroke-linecap:round; }
+.faint { opacity:.4; stroke-width:1; }
 .l0{stroke:var(--c0)} .l1{stroke:var(--c1)} .l2{stroke:var(--c2)} .d0{fill:var(--c0)}
   .d1{fill:var(--c1)} .d2{fill:var(--c2)}
 .b0{background:var(--c0)} .b1{background:var(--c1)} .b2{background:var(--c2)}
@@ -79,6 +96,10 @@ polyline { fill:none; stroke-width:2; stroke-linejoin:round; stroke-linecap:roun
   border-radius:12px; padding:10px; }
 .shots img { width:100%; height:auto; display:block; border-radius:4px; }
   .shots figcaption { margin:8px 2px 0; overflow-wrap:anywhere; }
+.wrap thead th { white-space:normal; vertical-align:bottom; }
+.shots.small figure { display:flex; flex-direction:column-reverse; justify-content:flex-end; }
+.shots.small figcaption { margin:0 2px 8px; }
+.shots.small { grid-template-columns:repeat(auto-fit,minmax(min(100%,240px),1fr)); }
 details { margin-top:10px; } summary { cursor:pointer; color:var(--soft); font-weight:600; }
 details table { font-size:.84rem; margin-top:8px; } details td { text-align:left;
   white-space:normal; overflow-wrap:anywhere; }

@@ -4,6 +4,7 @@
     checkpoint = train(TrainConfig(model="unet", data="synthetic", out="runs/first", epochs=5))
 
 One public function, `train`; the epoch loop is `loop.py`. Losses are one line each in `LOSSES`.
+Of use in any loop: `MetricLogger`, `SmoothedValue`, `GroupedBatchSampler`.
 """
 
 from __future__ import annotations
@@ -12,6 +13,8 @@ from typing import TYPE_CHECKING
 
 from segdeploy.core.registry import Registry
 from segdeploy.train.config import TrainConfig
+from segdeploy.train.grouped import GroupedBatchSampler
+from segdeploy.train.meters import MetricLogger, SmoothedValue
 
 if TYPE_CHECKING:
     from segdeploy.core.folder import Checkpoint
@@ -43,11 +46,15 @@ def train(config: TrainConfig, *, resume: bool = False) -> Checkpoint:
     Raises:
         ConfigError: If a setting is wrong, or RUN holds another run.
         DataError: If data are missing or damaged.
+        BackendUnavailableError: If a package is missing.
         TrainError: If the loss is not finite or a rank is lost; RUN stays resumable.
         RunLockedError: If another process works in RUN.
     """
+    from segdeploy.frameworks.tensorboard import find_tensorboard
     from segdeploy.frameworks.torch import passive_waiting, require_torch
 
+    if config.tensorboard:
+        find_tensorboard()
     with passive_waiting():
         require_torch("torchvision", "safetensors")
     from segdeploy.train.run import run_training
@@ -55,4 +62,11 @@ def train(config: TrainConfig, *, resume: bool = False) -> Checkpoint:
     return run_training(config, resume=resume)
 
 
-__all__ = ["LOSSES", "TrainConfig", "train"]
+__all__ = [
+    "LOSSES",
+    "GroupedBatchSampler",
+    "MetricLogger",
+    "SmoothedValue",
+    "TrainConfig",
+    "train",
+]

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import os
 import signal
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 
 import numpy as np
@@ -19,10 +19,19 @@ from torch.utils.data import DataLoader
 
 from segdeploy.core.errors import ConfigError, TrainError
 from segdeploy.data.transforms import TrainingView
+from segdeploy.train.grouped import GroupedBatchSampler
 
 
-def epoch_batches(num_samples: int, batch_size: int, seed: int, epoch: int) -> list[list[int]]:
+def epoch_batches(
+    num_samples: int,
+    batch_size: int,
+    seed: int,
+    epoch: int,
+    groups: Sequence[int] | None = None,
+) -> list[list[int]]:
     """Return the global batches of an epoch, each of `batch_size` sample indices.
+
+    With the group of each sample, a batch is of one group; there are as many as without.
 
     Raises:
         ConfigError: If there are fewer samples than one batch needs.
@@ -33,6 +42,8 @@ def epoch_batches(num_samples: int, batch_size: int, seed: int, epoch: int) -> l
             hint=f"Use --batch-size {num_samples} or less.",
         )
     order = np.random.default_rng((seed, epoch)).permutation(num_samples)
+    if groups is not None:
+        return list(GroupedBatchSampler(order.tolist(), groups, batch_size))
     full = num_samples // batch_size
     return [batch.tolist() for batch in order[: full * batch_size].reshape(full, batch_size)]
 
@@ -44,6 +55,8 @@ def create_loader(
     return DataLoader(
         view,
         batch_sampler=[batch[rank::world] for batch in batches],
+        # Without one of its own it draws from the numbers of dropout, once more at each resume.
+        generator=torch.Generator(),
         num_workers=min(workers, num_usable_cores()),
         worker_init_fn=_prepare_worker if workers else None,
         pin_memory=torch.cuda.is_available(),
@@ -58,7 +71,7 @@ def num_usable_cores() -> int:
 
 def _prepare_worker(_worker: int) -> None:
     torch.set_num_threads(1)
-    for number in (signal.SIGINT, signal.SIGTERM):
+    for number in (signal.SIGINT, signal.SIGTERM, signal.SIGUSR1):
         signal.signal(number, signal.SIG_IGN)  # The main process stops after a step, and ends us.
 
 

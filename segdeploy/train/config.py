@@ -9,7 +9,6 @@ from __future__ import annotations
 import dataclasses
 import difflib
 import json
-import math
 import tomllib
 from dataclasses import dataclass
 from pathlib import Path
@@ -40,7 +39,15 @@ class TrainConfig:
     `deterministic` None means: on CPU yes, on GPU no. `freeze` "encoder" keeps the weights and the
     norm statistics of the model's encoder as they are. `se_weight` weights the loss of a presence
     head ("se"), where the model has one. `drop_block` is the share of an encoder's deepest features
-    that DropBlock drops at the end of the training, rising from none.
+    that DropBlock drops at the end of the training, rising from none. `cache_mib` is the memory
+    for decoded training images in MiB, over all processes; what does not fit is read each time.
+    `group_by_aspect` k makes batches of images of similar shape, in 2k + 2 groups of width / height
+    (k = 0: portrait and landscape). `save_minutes` is how old RUN/last may become before it is
+    written in the middle of an epoch, 0 for any age. `on_nan` says what a loss or gradient that is
+    not finite does: "stop" the run, or "skip" the iteration (`train.guard`). `sync_batch_norm`
+    takes norm statistics over all processes, `compile` runs the model through torch.compile.
+    `log_every` is in iterations, `val_pictures` the number of
+    validation samples drawn after each validation; `train.record` says what is written where.
 
     `augment` "recipe" takes the augmentation from the settings here (`data.augment.AugmentSpec`
     says what they mean), "preset" from the table of data sets (`data.presets`; only `crop` may
@@ -88,8 +95,10 @@ class TrainConfig:
     channels_last: bool = True
     freeze: Literal["none", "encoder"] = "none"
     freeze_batch_norm: bool = False
+    sync_batch_norm: bool = False
     dropout: bool = True
     drop_block: float = 0.0
+    group_by_aspect: int | None = None
     norm_momentum: float | None = None
     ema_decay: float = 0.0
     seed: int = 0
@@ -100,14 +109,26 @@ class TrainConfig:
     device: str = "auto"
     nproc: int = 1
     workers: int = 2
+    cache_mib: int = 0
+    log_every: int = 20
+    val_pictures: int = 4
+    tensorboard: bool = False
+    compile: bool = False
+    on_nan: Literal["stop", "skip"] = "stop"
+    save_minutes: float = 10.0
     timeout_s: float = 120.0
     deterministic: bool | None = None
     note: str = ""
 
     def __post_init__(self) -> None:
         for name, value in self._numbers():
-            _require(math.isfinite(value), f"{name} must be finite", value)
-        for name in ("epochs", "batch_size", "accumulate", "nproc", "val_every"):
+            limit = _MOST_INT if isinstance(value, int) else _MOST_FLOAT
+            _require(abs(value) <= limit, f"{name} must be finite, up to {limit:g}", value)
+        for each in dataclasses.fields(self):
+            text = getattr(self, each.name)
+            is_met = not isinstance(text, str) or text.encode(errors="ignore").decode() == text
+            _require(is_met, f"{each.name} must be UTF-8 text", ascii(text))
+        for name in ("epochs", "batch_size", "accumulate", "nproc", "val_every", "log_every"):
             _require(getattr(self, name) >= 1, f"{name} must be at least 1", getattr(self, name))
         for name in ("lr", "head_lr_factor", "timeout_s", "poly_power", "step_factor"):
             _require(getattr(self, name) > 0, f"{name} must be positive", getattr(self, name))
@@ -119,14 +140,15 @@ class TrainConfig:
         is_met = min(sides) >= _LEAST_SIDE and max(sides) <= _MOST_SIDE
         _require(is_met, f"crop sides must be in {_LEAST_SIDE}..{_MOST_SIDE}", self.crop)
         for name, most in _MOST.items():
-            value = getattr(self, name)
-            _require(0 <= value <= most, f"{name} must be in 0..{most:g}", value)
+            chosen = getattr(self, name)
+            _require(0 <= chosen <= most, f"{name} must be in 0..{most:g}", chosen)
         self._check_augmentation()
         _require(high <= _MOST_SCALE, f"scale must end at {_MOST_SCALE:g}", self.scale)
-        _require(self.seed < 2**63, "seed must be below 2**63", self.seed)
+        k = self.group_by_aspect or 0
+        _require(0 <= k <= _MOST_STEPS, f"group_by_aspect must be in 0..{_MOST_STEPS}", k)
         _require(self.timeout_s <= _LONGEST_S, f"timeout_s ends at {_LONGEST_S:g}", self.timeout_s)
-        limit = self.val_limit
-        _require(limit is None or limit >= 1, "val_limit must be at least 1", limit)
+        num_val = self.val_limit
+        _require(num_val is None or num_val >= 1, "val_limit must be at least 1", num_val)
         momentum = self.norm_momentum
         _require(momentum is None or 0 < momentum <= 1, "norm_momentum must be in (0, 1]", momentum)
         _require(0 <= self.ema_decay < 1, "ema_decay must be in [0, 1)", self.ema_decay)
@@ -172,15 +194,18 @@ class TrainConfig:
 AUGMENT_SETTINGS = tuple(f.name for f in dataclasses.fields(AugmentSpec) if f.name != "crop")
 _NOT_NEGATIVE = (
     "weight_decay", "clip_norm", "warmup_steps", "workers", "aux_weight", "se_weight", "seed",
-    "patience",
+    "patience", "cache_mib", "val_pictures", "save_minutes",
 )  # fmt: skip
 _LEAST_SIDE, _MOST_SIDE = 32, 16_384  # As of an export.
 # Grid lines that move by more than half a cell could cross.
-_MOST = {"drop_block": 0.9,
+_MOST = {
+    "drop_block": 0.9, "head_lr_factor": 1e6, "step_factor": 1.0,
     "flip": 1.0, "jitter": 1.0, "hue": 0.5, "momentum": 1.0, "rotate": 180.0, "elastic": 1000.0,
     "grid": 0.5, "vertical_flip": 1.0, "blur": 1.0, "photometric": 10,
 }  # fmt: skip
 _MOST_SCALE, _LONGEST_S = 16.0, 86_400.0
+_MOST_INT, _MOST_FLOAT = 2**63 - 1, 1e30  # Such a rate times head_lr_factor is still an fp32.
+_MOST_STEPS = 16  # More groups than that have no batch each.
 
 
 def _require(is_met: bool, rule: str, found: Any) -> None:
@@ -251,7 +276,10 @@ def check_same_recipe(config: TrainConfig) -> None:
 
 
 # What may differ when a run goes on: how it is executed, not what it computes.
-_EXECUTION = {"device", "nproc", "workers", "timeout_s", "out"}
+_EXECUTION = {
+    "device", "nproc", "workers", "cache_mib", "timeout_s", "out", "log_every", "val_pictures",
+    "tensorboard", "save_minutes", "on_nan",
+}  # fmt: skip
 
 
 def _given_settings(path: Path | None, overrides: dict[str, Any]) -> dict[str, Any]:

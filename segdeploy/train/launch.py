@@ -4,17 +4,19 @@ Each rank is `python -m segdeploy.train.worker` with the environment that torchr
 parent holds the lock of the run folder and watches: when one rank dies, the others get a moment to
 notice by themselves (their collective fails), then are ended. Ranks do not hear Ctrl-C: the parent
 asks them to stop, by STOP_SIGNAL, and they ask themselves when their stdin closes, for then the
-parent and its lock are gone.
+parent and its lock are gone. A scheduler's SIGTERM or SIGUSR1 to the parent is as Ctrl-C.
 """
 
 from __future__ import annotations
 
+import contextlib
 import os
 import signal
 import socket
 import subprocess
 import sys
 import time
+from collections.abc import Iterator
 
 import msgspec
 
@@ -27,6 +29,28 @@ EXIT_INTERRUPTED = 130
 STOP_SIGNAL = signal.SIGUSR1
 
 
+@contextlib.contextmanager
+def _signals_interrupt() -> Iterator[None]:
+    """Let the first signal of a scheduler raise KeyboardInterrupt; further ones change nothing."""
+    asked: list[int] = []
+
+    def interrupt(number: int, _frame: object) -> None:
+        asked.append(number)
+        if len(asked) == 1:
+            raise KeyboardInterrupt
+
+    try:
+        previous = {s: signal.signal(s, interrupt) for s in (signal.SIGTERM, signal.SIGUSR1)}
+    except ValueError:  # Not the main thread: whoever runs us handles signals.
+        previous = {}
+    try:
+        yield
+    finally:
+        for number, handler in previous.items():
+            signal.signal(number, handler)
+
+
+@_signals_interrupt()
 def launch_ranks(config: TrainConfig, *, resume: bool) -> None:
     """Run all ranks of `config` and wait for them.
 
@@ -74,7 +98,7 @@ def _start(ranks: list[subprocess.Popen[bytes]], config: TrainConfig, *, resume:
     threads = max(1, (os.cpu_count() or 1) // config.nproc)
     settings = msgspec.json.encode({"config": config, "resume": resume}).decode()
     for rank in range(config.nproc):
-        env = os.environ | {
+        env = {k: v for k, v in os.environ.items() if not k.startswith("TORCHELASTIC_")} | {
             "RANK": str(rank),
             "LOCAL_RANK": str(rank),
             "WORLD_SIZE": str(config.nproc),

@@ -1,13 +1,15 @@
-"""What a training run tells: `log.jsonl` for programs, a progress bar on stderr for people."""
+"""Lines of JSON for programs, a progress bar on stderr for people."""
 
 from __future__ import annotations
 
-import json
+import contextlib
 import sys
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from types import TracebackType
 from typing import Any, Self
 
+import msgspec
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
@@ -15,35 +17,43 @@ from segdeploy.core.files import write_bytes, write_errors
 from segdeploy.frameworks.progress import is_quiet
 
 
-class EpochLog:
-    """`log.jsonl`: one line an epoch, appended as soon as the epoch is complete."""
+class JsonLines:
+    """A file of one JSON object a line, in the order of one of their numbers.
 
-    def __init__(self, path: Path) -> None:
-        self.path = path
+    Args:
+        path: RUN/log.jsonl (a line an epoch) or RUN/steps.jsonl (a line every few iterations).
+        key: The number: "epoch" or "step".
+    """
 
-    def append(self, line: dict[str, Any]) -> None:
-        """Add the line of an epoch.
+    def __init__(self, path: Path, key: str) -> None:
+        self.path, self.key = path, key
+
+    def append(self, line: Mapping[str, Any]) -> None:
+        """Add a line; what is not finite becomes null.
 
         Raises:
             ArtifactError: If it cannot be written.
         """
-        with write_errors(self.path), self.path.open("a", encoding="utf-8") as file:
-            file.write(json.dumps(line) + "\n")
+        with write_errors(self.path), self.path.open("ab") as file:
+            file.write(msgspec.json.encode(line) + b"\n")
 
-    def truncate(self, epoch: int) -> None:
-        """Drop the lines of epochs >= `epoch` and broken ones: they will be done again."""
-        if not self.path.exists():
-            return
-        kept, found = [], self.path.read_bytes()
-        for text in found.splitlines():
-            try:
-                is_before = json.loads(text)["epoch"] < epoch
-            except (ValueError, KeyError, TypeError, RecursionError):
-                continue  # A line cut by a kill, or damaged.
-            if is_before:
-                kept.append(text + b"\n")
-        if b"".join(kept) != found:  # A finished run is resumed without writing anything.
-            write_bytes(self.path, b"".join(kept))
+    def read(self) -> list[dict[str, Any]]:
+        """Return the lines, but for those that a kill has cut or that are damaged."""
+        return [line for line, _ in self._lines()]
+
+    def truncate(self, end: int) -> None:
+        """Keep the whole lines whose number is below `end`: the others will come again."""
+        kept = b"".join(text + b"\n" for line, text in self._lines() if line[self.key] < end)
+        if self.path.exists() and kept != self.path.read_bytes():
+            write_bytes(self.path, kept)  # A finished run is resumed without writing anything.
+
+    def _lines(self) -> Iterator[tuple[dict[str, Any], bytes]]:
+        """Yield each whole line, and as it stands in the file."""
+        for text in self.path.read_bytes().splitlines() if self.path.exists() else ():
+            with contextlib.suppress(msgspec.DecodeError, RecursionError):
+                line = msgspec.json.decode(text)
+                if isinstance(line, dict) and isinstance(line.get(self.key), int):
+                    yield line, text
 
 
 class TrainingDisplay:
@@ -74,7 +84,7 @@ class TrainingDisplay:
         """Advance by one batch."""
         self._bar.update(self._task, advance=1, loss=loss)
 
-    def end(self, line: dict[str, Any]) -> None:
+    def end(self, line: Mapping[str, Any]) -> None:
         """Print the summary of an epoch."""
         score = line.get("mean_iou")
         shown = "" if score is None else f"  val mIoU {score:.4f}"
@@ -82,6 +92,11 @@ class TrainingDisplay:
             f"epoch {line['epoch'] + 1}/{self.epochs}  loss {line['loss']:.4f}{shown}"
             f"  lr {line['lr']:.2e}  {line['images_s']:.1f} images/s"
         )
+
+    def line(self, message: str) -> None:
+        """Print one line of many, where no bar shows the same."""
+        if not sys.stderr.isatty():
+            self.say(message)
 
     def say(self, message: str) -> None:
         """Print one line for people."""

@@ -12,30 +12,32 @@ from __future__ import annotations
 
 import contextlib
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-import numpy as np
 import torch
 from torch import Tensor, nn
 
-from segdeploy.core.errors import ConfigError, TrainError
-from segdeploy.core.task import Task, ignore_value, num_logits
+from segdeploy.core.errors import TrainError
 from segdeploy.core.trust import is_callable_name
 from segdeploy.data import Dataset
 from segdeploy.data.transforms import TrainingView, TrainTransform
-from segdeploy.frameworks.distributed import Group
+from segdeploy.frameworks.distributed import Group, average_in_order
+from segdeploy.frameworks.sync_batch_norm import synchronize_batch_norm
 from segdeploy.train.batches import create_loader, epoch_batches
 from segdeploy.train.config import TrainConfig
 from segdeploy.train.ema import Average
+from segdeploy.train.guard import BadStep, Guard
 from segdeploy.train.losses.presence import Presence
 from segdeploy.train.losses.weighted import WeightedSum
+from segdeploy.train.module import compile_module, freeze_parts, set_mode, to_memory_format
 from segdeploy.train.optimizers import clip_gradients, create_optimizer, set_rate
+from segdeploy.train.random_state import random_state, seed_rank, set_random_state
+from segdeploy.train.record import Record, Step
 from segdeploy.train.schedule import rate_factor
 from segdeploy.train.state import Progress
 from segdeploy.zoo.blocks.drop_block import DropBlock
-from segdeploy.zoo.keys import encoder_name
 from segdeploy.zoo.outputs import presence_logits, split_outputs
 
 _AMP_TYPES = {"bf16": torch.bfloat16, "fp16": torch.float16}
@@ -47,6 +49,23 @@ class Epoch:
 
     loss: float
     lr: float
+
+
+@dataclass(frozen=True)
+class Asked:
+    """What shall happen after an iteration: of any rank, stop; of the main rank, save."""
+
+    stop: bool = False
+    save: bool = False
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """An iteration as it went: `is_own_finite` is of this rank's loss, `is_finite` of all."""
+
+    step: Step
+    is_finite: bool
+    is_own_finite: bool
 
 
 class Interrupted(Exception):  # noqa: N818  a control signal, not an error
@@ -79,63 +98,85 @@ class Trainer:
         self.memory_format = (
             torch.channels_last if config.channels_last else torch.contiguous_format
         )
+        if config.sync_batch_norm and group.world > 1:
+            module = synchronize_batch_norm(module, group.device)
         self.module = to_memory_format(module.to(group.device), self.memory_format)
-        self.frozen = _freeze(self.module, config)
+        self.frozen = freeze_parts(self.module, config)
         self.drop_block = DropBlock(self.module, config.drop_block) if config.drop_block else None
         self.optimizer = create_optimizer(config, self.module)
+        if config.compile:
+            compile_module(self.module, group.device)
         self.model: nn.Module = self.module
         if group.world > 1:
             device_ids = [group.device.index] if group.device.type == "cuda" else None
-            self.model = nn.parallel.DistributedDataParallel(
+            parallel = nn.parallel.DistributedDataParallel(
                 self.module,
                 device_ids=device_ids,
                 find_unused_parameters=is_callable_name(config.model),  # The zoo's are frozen.
             )
+            average_in_order(parallel, group)
+            self.model = parallel
         self.scaler = torch.amp.GradScaler(group.device.type, enabled=config.amp == "fp16")
         self.average = Average(self.module, config.ema_decay) if config.ema_decay else None
         self.num_batches = num_batches
         self.num_steps = config.epochs * num_batches
         self.progress = Progress()
+        self.guard = Guard(config, self.module, group)
+        if group.rank:
+            seed_rank(config.seed, group.rank)
 
     def train_epoch(
         self,
         view: TrainingView,
         batches: list[list[int]],
         *,
-        on_step: Callable[[float], None],
-        should_stop: Callable[[], bool],
+        record: Record,
+        asked: Callable[[], Asked],
+        save: Callable[[], None],
     ) -> Epoch:
         """Do the rest of the current epoch, from `progress.step` on.
 
         Raises:
             Interrupted: After a complete step, when any rank was asked to stop.
-            TrainError: If the loss is not finite.
+            TrainError: If loss or gradients are not finite and the run shall end then.
         """
-        _set_mode(self.model, self.config)
+        set_mode(self.model, self.config)
         for part in self.frozen:
             part.eval()
         progress = self.progress
         todo = batches[progress.step :]
         loader = create_loader(view, todo, self.group.rank, self.group.world, self.config.workers)
-        for images, labels in loader:
+        found = record.batches(loader, len(todo), progress)
+        for (images, labels), batch in zip(found, todo, strict=True):
             self._set_rate()
-            value, norm, stop = self._step(images, labels, should_stop())
-            progress.loss_sum += value * norm
-            progress.norm_sum += norm
+            self.guard.keep()
+            outcome, agreed = self._step(images, labels, asked())
+            step = outcome.step
+            if outcome.is_finite:
+                progress.skipped_in_row = 0
+                progress.loss_sum += step.loss * step.norm
+                progress.norm_sum += step.norm
+                record.step(progress, step)
+            else:
+                mine = batch[self.group.rank :: self.group.world]
+                is_own = not outcome.is_own_finite
+                bad = BadStep(images, labels, mine, step.loss, step.grad_norm, is_own)
+                record.skip(self.guard.refuse(bad, progress, view.samples))
             progress.step += 1
-            on_step(value)
-            if stop:
+            if agreed.stop:
                 raise Interrupted
+            if agreed.save:
+                save()
         mean = progress.loss_sum / max(progress.norm_sum, 1.0)
         rate = self._rate(progress.epoch * self.num_batches + self.num_batches - 1)
         progress.epoch, progress.step = progress.epoch + 1, 0
         progress.loss_sum = progress.norm_sum = 0.0
         return Epoch(mean, rate)
 
-    def _step(self, images: Tensor, labels: Tensor, stop: bool) -> tuple[float, float, bool]:
-        """Do one iteration; return (loss, normaliser) over all ranks, and whether to stop."""
+    def _step(self, images: Tensor, labels: Tensor, asked: Asked) -> tuple[Outcome, Asked]:
+        """Do one iteration, unless it is not finite; return it and what is asked of all ranks."""
         labels = labels.to(self.group.device, non_blocking=True)
-        norms, stop = self._agree(labels, stop)
+        norms, agreed = self._agree(labels, asked)
         self.optimizer.zero_grad(set_to_none=True)
         size = len(images) // self.config.accumulate
         parts = zip(torch.split(images, size), torch.split(labels, size), strict=True)
@@ -143,26 +184,29 @@ class Trainer:
         for number, (some_images, some_labels) in enumerate(parts, start=1):
             with self._syncing(is_last=number == self.config.accumulate):
                 totals = totals + self._backward(some_images, some_labels, norms)
-        value = float(self.loss.value(self.group.sum(totals.double()), norms[:-1]))
-        if not math.isfinite(value):
-            raise TrainError(
-                f"The loss is {value} at epoch {self.progress.epoch}, step {self.progress.step}.",
-                hint="Lower --lr, or train without --amp fp16. The last complete epoch is kept: "
-                "see RUN/last.",
-            )
-        self._update()
-        return value, float(norms[0]), stop
+        summed = self.group.sum(totals.to(torch.float64, copy=True))
+        value = float(self.loss.value(summed, norms[:-1]))
+        self.scaler.unscale_(self.optimizer)
+        grad_norm = float(clip_gradients(self.optimizer, self.config.clip_norm))
+        is_finite = math.isfinite(value) and self._is_usable(grad_norm)
+        if is_finite:
+            self._update()
+        else:
+            self.scaler.update()  # It wants to know how every unscaling ended.
+        step = Step(value, float(norms[0]), self._rate(self._number()), grad_norm)
+        return Outcome(step, is_finite, bool(totals.isfinite().all())), agreed
 
-    def _agree(self, labels: Tensor, stop: bool) -> tuple[Tensor, bool]:
-        """Return the normalisers over all ranks, of presence last, and whether any shall stop."""
+    def _agree(self, labels: Tensor, asked: Asked) -> tuple[Tensor, Asked]:
+        """Return the normalisers over all ranks, of presence last, and what any of them asks."""
         device = self.group.device
         agreed = torch.cat([
             self.loss.normalizers(labels).to(device),
             self.presence.normalizer(labels).to(device).view(1),
-            torch.tensor([float(stop)], dtype=torch.float64, device=device),
+            torch.tensor([asked.stop, asked.save], dtype=torch.float64, device=device),
         ])  # fmt: skip
         self.group.sum(agreed)
-        return agreed[:-1], bool(agreed[-1])
+        stop, save = agreed[-2:].tolist()
+        return agreed[:-2], Asked(bool(stop), bool(save))
 
     def _syncing(self, *, is_last: bool) -> contextlib.AbstractContextManager[None]:
         """Let ranks exchange gradients once a batch, after its last part."""
@@ -205,21 +249,31 @@ class Trainer:
             loss = loss + self.config.se_weight * shown / norms[-1].clamp(min=1e-12)
         return main_totals, loss
 
+    def _is_usable(self, grad_norm: float) -> bool:
+        """Return whether the gradients are finite, or infinite because the scaler still seeks.
+
+        It then leaves the step out and scales less; below 1 it is not the scale that made them so.
+        """
+        if math.isfinite(grad_norm):
+            return True
+        return self.scaler.is_enabled() and self.scaler.get_scale() >= 1
+
     def _update(self) -> None:
         """Take the optimizer's step with the gradients of the batch."""
-        if self.config.clip_norm:
-            self.scaler.unscale_(self.optimizer)
-            clip_gradients(self.optimizer, self.config.clip_norm)
         self.scaler.step(self.optimizer)
         self.scaler.update()
         if self.average is not None:
             self.average.update(self.module)
 
+    def _number(self) -> int:
+        """Return which iteration of the run is being done."""
+        return self.progress.epoch * self.num_batches + self.progress.step
+
     def _rate(self, step: int) -> float:
         return self.config.lr * rate_factor(self.config, step, self.num_steps)
 
     def _set_rate(self) -> None:
-        step = self.progress.epoch * self.num_batches + self.progress.step
+        step = self._number()
         set_rate(self.optimizer, self._rate(step))
         if self.drop_block is not None:
             self.drop_block.share = step / self.num_steps
@@ -229,7 +283,7 @@ class Trainer:
         return self.average.state if self.average is not None else self.module.state_dict()
 
     def state_parts(self) -> dict[str, Any]:
-        """Return everything but the progress that `load_parts` needs."""
+        """Return everything but the progress that `load_parts` needs; every rank must call."""
         return {
             "model": self.module.state_dict(),
             "optimizer": self.optimizer.state_dict(),
@@ -237,7 +291,7 @@ class Trainer:
             "average": None
             if self.average is None
             else {"state": self.average.state, "num_updates": self.average.num_updates},
-            "random": torch.get_rng_state(),
+            "random_states": self.group.gather(random_state(self.group.device)),
         }
 
     def load_parts(self, progress: Progress, parts: dict[str, Any]) -> None:
@@ -250,49 +304,18 @@ class Trainer:
             for key, value in parts["average"]["state"].items():
                 self.average.state[key].copy_(value)
             self.average.num_updates = parts["average"]["num_updates"]
-        torch.set_rng_state(parts["random"])
+        states = parts.get("random_states", ())  # An older run's has none.
+        if self.group.rank < len(states):
+            set_random_state(states[self.group.rank], self.group.device)
+        else:
+            seed_rank(self.config.seed, self.group.rank, self._number())
 
 
-def _freeze(module: nn.Module, config: TrainConfig) -> list[nn.Module]:
-    """Return the parts that stay as they are, after stopping their gradients.
-
-    Raises:
-        ConfigError: If the model has no encoder, or nothing else.
-    """
-    if config.freeze == "none":
-        return []
-    name = encoder_name(module)
-    if name is None:
-        raise ConfigError(
-            f"{config.model} has no child 'encoder' or 'backbone' to freeze.",
-            hint="Leave --freeze out, or name the module's encoder so.",
-        )
-    encoder = module.get_submodule(name).requires_grad_(requires_grad=False)
-    if not any(p.requires_grad for p in module.parameters()):
-        raise ConfigError(f"{config.model} is all encoder: with it frozen nothing is trained.")
-    return [encoder]
-
-
-def to_memory_format(module: nn.Module, memory_format: torch.memory_format) -> nn.Module:
-    """Return the module with its weights in a memory format (torch's own stub lacks the form)."""
-    return module.to(memory_format=memory_format)  # type: ignore[call-overload,no-any-return]
-
-
-def _set_mode(model: nn.Module, config: TrainConfig) -> None:
-    """Training mode, with the recipe's exceptions."""
-    model.train()
-    for module in model.modules():
-        if isinstance(module, nn.modules.batchnorm._BatchNorm):  # noqa: SLF001  all dimensions
-            if config.norm_momentum is not None:
-                module.momentum = config.norm_momentum
-            module.train(not config.freeze_batch_norm)
-        elif isinstance(module, nn.modules.dropout._DropoutNd):  # noqa: SLF001  all dimensions
-            module.train(config.dropout)
-
-
-def plan_epoch(config: TrainConfig, num_samples: int, epoch: int) -> list[list[int]]:
-    """Return the global batches of an epoch."""
-    return epoch_batches(num_samples, config.batch_size, config.seed, epoch)
+def plan_epoch(
+    config: TrainConfig, num_samples: int, epoch: int, groups: Sequence[int] | None = None
+) -> list[list[int]]:
+    """Return the global batches of an epoch, each of one group if there are groups."""
+    return epoch_batches(num_samples, config.batch_size, config.seed, epoch, groups)
 
 
 def create_view(
@@ -300,27 +323,3 @@ def create_view(
 ) -> TrainingView:
     """Return the augmented data set of an epoch."""
     return TrainingView(dataset, transform, config.seed, epoch)
-
-
-def class_weights(dataset: Dataset, on_item: Callable[[], None] | None = None) -> tuple[float, ...]:
-    """Return sqrt(median frequency / frequency) per class of the labels.
-
-    Source: median frequency balancing of Eigen & Fergus, 2015, under a square root, which lifts
-    rare classes without drowning frequent ones. A class that never occurs gets weight 1.
-    """
-    num_ids = 2 if dataset.task is Task.BINARY else len(dataset.classes)
-    counts = np.zeros(num_ids, np.int64)
-    for index in range(len(dataset)):
-        label = dataset[index].label
-        counts += np.bincount(label[label != ignore_value(num_ids)], minlength=num_ids)
-        if on_item is not None:
-            on_item()
-    share = counts / max(1, counts.sum())
-    median = float(np.median(share[share > 0])) if counts.any() else 1.0
-    weights = np.where(share > 0, np.sqrt(median / np.maximum(share, 1e-12)), 1.0)
-    return tuple(weights.tolist())
-
-
-def logit_channels(dataset: Dataset) -> int:
-    """Return K of the model that fits a data set."""
-    return num_logits(dataset.task, len(dataset.classes))

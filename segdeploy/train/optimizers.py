@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 from segdeploy.core.errors import ConfigError
 from segdeploy.train.config import TrainConfig
@@ -66,7 +66,10 @@ def set_rate(optimizer: torch.optim.Optimizer, rate: float) -> None:
         group["lr"] = rate * group.get("lr_factor", 1.0)  # A state of an older run has none.
 
 
-def clip_gradients(optimizer: torch.optim.Optimizer, norm: float) -> None:
-    """Scale all gradients down alike, so that their common 2-norm is at most `norm`."""
+def clip_gradients(optimizer: torch.optim.Optimizer, limit: float) -> Tensor:
+    """Return the common 2-norm of all gradients, a scalar; scale them down to `limit` unless 0."""
     parameters = [p for group in optimizer.param_groups for p in group["params"]]
-    torch.nn.utils.clip_grad_norm_(parameters, norm)
+    norm = torch.nn.utils.get_total_norm([p.grad for p in parameters if p.grad is not None])
+    if limit:
+        torch.nn.utils.clip_grads_with_norm_(parameters, limit, norm)
+    return norm

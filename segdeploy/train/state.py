@@ -27,7 +27,8 @@ class Progress:
     """Where a run stands: `epoch` and `step` are the next ones to do (step within the epoch).
 
     `loss_sum` and `norm_sum` are of the epoch's steps so far, for its mean loss: a batch weighs as
-    much as the normaliser of the first term. `stale` counts validations since the `best` one.
+    much as the normaliser of the first term. `stale` counts validations since the `best` one,
+    `skipped` iterations that were left out (`train.guard`), and how many of them came last.
     """
 
     epoch: int = 0
@@ -37,6 +38,8 @@ class Progress:
     norm_sum: float = 0.0
     seconds: float = 0.0
     stale: int = 0
+    skipped: int = 0
+    skipped_in_row: int = 0
 
     def record(self, scores: Mapping[str, float | None]) -> bool:
         """Take over the scores of an epoch, {} if not validated; return whether they are best."""

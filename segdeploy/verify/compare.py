@@ -15,10 +15,10 @@ import numpy as np
 from segdeploy.core.contract import TensorSpec
 from segdeploy.core.errors import ArtifactError, DataError
 from segdeploy.core.session import Array
-from segdeploy.metrics import FlipCount, count_labels
+from segdeploy.metrics import FlipCount
 from segdeploy.verify.cases import Batch, Case
 from segdeploy.verify.confidence import ConfidenceCount
-from segdeploy.verify.reference import Runner
+from segdeploy.verify.reference import Runner, create_count
 
 
 @dataclass
@@ -87,9 +87,7 @@ def _compare_case(
     tolerance: float,
     progress: Callable[[], object] | None,
 ) -> CaseCount:
-    manifest = reference.manifest
-    labels = count_labels(manifest.task, len(manifest.classes))
-    counted = CaseCount(case, FlipCount(manifest.task, labels, tolerance))
+    counted = CaseCount(case, create_count(reference.manifest, tolerance))
     for batch in case.batches():
         try:
             expected = reference.run(batch)["logits"]

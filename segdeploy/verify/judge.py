@@ -121,7 +121,8 @@ def _judge_channels(
     total: FlipCount, limit: float, rounding: float, names: Sequence[str]
 ) -> list[Failure]:
     """Return the channels below the limit whose noise is more than rounding explains."""
-    channels = names[-1:] if len(total.channel_snr_db) == 1 else names
+    # A yes or no has two names and one channel, that of yes.
+    channels = names if len(names) == len(total.channel_snr_db) else names[1::2]
     failures = []
     for name, snr, noise in zip(channels, total.channel_snr_db, total.channel_noise, strict=True):
         if snr is not None and noise > rounding:

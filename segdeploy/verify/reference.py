@@ -21,7 +21,8 @@ from segdeploy.core.session import Array, Session
 from segdeploy.core.target import ExportTarget, Precision
 from segdeploy.core.task import Task, decision_margin
 from segdeploy.frameworks.torch import require_torch
-from segdeploy.metrics import FlipCount, count_labels
+from segdeploy.metrics import FlipCount
+from segdeploy.metrics.flips import decision_names
 from segdeploy.verify.cases import Batch, Case, feed
 
 if TYPE_CHECKING:
@@ -68,14 +69,9 @@ def check_comparable(candidate: ModelFolder, reference: ModelFolder) -> None:
     """Check that two folders answer the same question.
 
     Raises:
-        ConfigError: If task or classes differ, or the reference gives no logits, or the task is
-            multilabel.
+        ConfigError: If task or classes differ, or the reference gives no logits.
     """
     own, other = candidate.manifest, reference.manifest
-    if own.task is Task.MULTILABEL:
-        raise ConfigError(
-            f"{candidate.path} is a multilabel model; parity of these is not implemented."
-        )
     if own.task is not other.task or own.classes != other.classes:
         raise ConfigError(
             f"{candidate.path} ({own.task}, {len(own.classes)} classes: {_few(own.classes)}) and "
@@ -102,6 +98,12 @@ def precision_of(folder: ModelFolder) -> Precision:
     return ExportTarget.parse(folder.manifest.target).precision
 
 
+def create_count(manifest: Manifest, tolerance: float = 0.0) -> FlipCount:
+    """Return an empty count of the decisions that a model makes."""
+    names = decision_names(manifest.task, manifest.classes)
+    return FlipCount(manifest.task, len(names), tolerance)
+
+
 def measure_noise_floor(reference: Runner, cases: Iterable[Case]) -> float:
     """Return the reference's noise floor, in logit units, > 0.
 
@@ -123,8 +125,7 @@ def measure_noise_floor(reference: Runner, cases: Iterable[Case]) -> float:
         if exact is None:
             floor = max(floor, NOISE_ROUNDINGS * rounding)
             continue
-        task = reference.manifest.task
-        count = FlipCount(task, count_labels(task, len(reference.manifest.classes)))
+        count = create_count(reference.manifest)
         count.update(exact.run(batch), logits)
         floor = max(floor, count.max_deviation, rounding)
     return floor
@@ -170,11 +171,11 @@ class _ExactModule:
 
 
 def measure_median_margin(reference: Runner, batches: Iterable[Batch]) -> float:
-    """Return the median over pixels of the reference's decision margin, in logit units."""
+    """Return the median over decisions of the reference's margin, in logit units."""
     margins = []
     for batch in batches:
         logits = reference.run(batch)["logits"]
-        if logits.shape[1] == 1 and reference.manifest.task is not Task.BINARY:
+        if logits.shape[1] == 1 and reference.manifest.task is Task.MULTICLASS:
             return 0.0  # One class: no decision, no margin.
         margin = decision_margin(logits, reference.manifest.task).ravel()
         margins.append(margin[:: max(1, margin.size // _MAX_MARGINS)])

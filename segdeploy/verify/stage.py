@@ -27,13 +27,15 @@ from segdeploy.core.folder import (
 from segdeploy.core.lock import run_lock
 from segdeploy.core.results import ParityReport, read_result
 from segdeploy.core.target import Precision
-from segdeploy.metrics import FlipCount, count_labels, label_names
+from segdeploy.metrics import FlipCount
+from segdeploy.metrics.flips import decision_names
 from segdeploy.verify.cases import Case, plan_cases
 from segdeploy.verify.compare import CaseCount, compare_cases, has_sound_logits
 from segdeploy.verify.judge import find_tolerance, judge
 from segdeploy.verify.reference import (
     Runner,
     check_comparable,
+    create_count,
     find_reference,
     measure_median_margin,
     measure_noise_floor,
@@ -109,7 +111,7 @@ def compare_folders(
         candidate.session.close()
         right.session.close()
     manifest = folder.manifest
-    names = label_names(manifest.task, manifest.classes)
+    names = decision_names(manifest.task, manifest.classes)
     total = _total(counts, reference, tolerance)
     failures = judge(total, counts, precision, noise_floor, names, trained=_is_trained(reference))
     sound = has_sound_logits(total)
@@ -177,9 +179,7 @@ def _identify(folder: ModelFolder) -> str:
 
 
 def _total(counts: Sequence[CaseCount], reference: ModelFolder, tolerance: float) -> FlipCount:
-    manifest = reference.manifest
-    labels = count_labels(manifest.task, len(manifest.classes))
-    total = FlipCount(manifest.task, labels, tolerance)
+    total = create_count(reference.manifest, tolerance)
     for counted in counts:
         total.add(counted.count)
     return total

@@ -15,9 +15,14 @@ CHECKPOINTS = sorted((Path(__file__).parents[2] / "benchmarks" / "checkpoints").
 @pytest.mark.parametrize("path", CHECKPOINTS, ids=lambda path: path.name)
 def test_a_published_checkpoint_is_whole_small_and_says_what_it_may_be_used_for(path: Path) -> None:
     checkpoint = load_checkpoint(path)
-    assert checkpoint.size_mib <= 15
+    assert checkpoint.size_mib <= 25
     assert "research use" in checkpoint.manifest.note
     assert (path / "train.toml").is_file()
+
+
+def test_they_stay_small_together() -> None:
+    files = [file for path in CHECKPOINTS for file in path.iterdir()]
+    assert sum(file.stat().st_size for file in files) <= 40e6
 
 
 @pytest.mark.slow

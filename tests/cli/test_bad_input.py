@@ -151,8 +151,10 @@ def test_a_full_disk_is_exit_2_and_nothing_is_half_written(
         assert code == 2, err
         assert "No space left" in err
         assert "Traceback" not in err
-        left = [p for p in small_disk.rglob("*") if p.is_file() and p.name != "log.jsonl"]
+        left = [p for p in small_disk.rglob("*") if p.is_file() and p.suffix != ".jsonl"]  # Logs.
         assert left == [], left
+        for log in small_disk.rglob("*.jsonl"):
+            assert all(json.loads(text) for text in log.read_text().splitlines())
 
 
 def test_ctrl_c_while_exporting_leaves_the_old_artifact(run: Path) -> None:

@@ -36,14 +36,16 @@ def test_samples_have_the_types_shapes_and_ids_that_are_promised(name: str) -> N
         assert len(dataset) > 0
         assert split in dataset.name
         assert len(set(dataset.classes)) == len(dataset.classes) >= 1
-        num_ids = 2 if dataset.task is Task.BINARY else len(dataset.classes)
+        num_ids = len(dataset.classes) if dataset.task is Task.MULTICLASS else 2
+        planes = (len(dataset.classes),) if dataset.task is Task.MULTILABEL else ()
         names = set()
         for index in range(min(4, len(dataset))):
             sample = dataset[index]
             names.add(sample.name)
             assert sample.image.dtype == np.uint8
             assert sample.image.ndim == 3
-            assert sample.image.shape == (*sample.label.shape, 3)
+            assert sample.label.shape == (*planes, *sample.image.shape[:2])
+            assert sample.image.shape[2:] == (3,)
             assert np.issubdtype(sample.label.dtype, np.unsignedinteger)
             counted = sample.label[sample.label != ignore_value(num_ids)]
             assert counted.size

@@ -68,9 +68,22 @@ def test_label_type_widens_before_an_id_could_mean_ignored(
     assert labels.item() != ignored
 
 
-def test_multilabel_has_no_single_label_map() -> None:
-    with pytest.raises(ValueError, match="multilabel"):
-        predict_labels(_logits(3), Task.MULTILABEL)
+@pytest.mark.parametrize("threshold", [0.0, 1.0, np.array([-1.0, 0.0, 2.0])])
+def test_each_class_of_a_multilabel_task_is_decided_as_a_binary_task_is(
+    threshold: float | np.ndarray,
+) -> None:
+    logits = _logits(3, seed=1)
+    masks = predict_labels(logits, Task.MULTILABEL, threshold)
+    margins = decision_margin(logits, Task.MULTILABEL)
+    confidence = predict_confidence(logits, Task.MULTILABEL, threshold)
+    assert masks.dtype == np.uint8
+    assert confidence.dtype == np.float32
+    for n, k, y, x in np.ndindex(logits.shape):
+        cut = float(np.broadcast_to(threshold, 3)[k])
+        value = float(logits[n, k, y, x])
+        assert masks[n, k, y, x] == (value > cut)
+        assert margins[n, k, y, x] == abs(value)
+        assert confidence[n, k, y, x] == pytest.approx(expit(value if value > cut else -value))
 
 
 def test_number_of_logits_is_one_for_a_binary_task() -> None:

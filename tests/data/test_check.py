@@ -131,15 +131,17 @@ def test_a_copy_inside_a_split_is_a_warning_and_another_label_is_said(root: Path
     )
 
 
-def test_one_changed_pixel_or_another_shape_is_another_image(root: Path) -> None:
+def test_one_changed_pixel_is_the_same_picture_but_another_shape_is_not(root: Path) -> None:
     pixels = np.asarray(Image.open(root / "images" / "train" / "0.png")).copy()
     label = np.asarray(Image.open(root / "labels" / "train" / "0.png"))
     _save(root / "images" / "val" / "8.png", pixels.reshape(40, 32, 3))
     _save(root / "labels" / "val" / "8.png", label.reshape(40, 32))
+    assert check_data(f"folder:{root}").findings == ()
     pixels[7, 7, 1] ^= 1
     _save(root / "images" / "val" / "9.png", pixels)
     _save(root / "labels" / "val" / "9.png", label)
-    assert check_data(f"folder:{root}").findings == ()
+    found = check_data(f"folder:{root}").findings
+    assert [(f.kind, f.split, f.index) for f in found] == [(Kind.LEAK, "val", 5)]
 
 
 def test_absent_and_rare_classes_are_warnings(root: Path) -> None:

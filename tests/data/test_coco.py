@@ -18,6 +18,7 @@ from segdeploy.core.errors import BackendUnavailableError, DataError
 from segdeploy.data import open_dataset
 from segdeploy.data.coco import CLASSES, THINGS
 from segdeploy.data.coco_stuff import CLASSES as STUFF_CLASSES
+from segdeploy.data.instances import InstanceDataset
 from segdeploy.data.sample import LabelIdError, LabelSizeError, NoSplitError
 from segdeploy.data.voc import CLASSES as VOC_CLASSES
 from segdeploy.frameworks.torchvision import prepare_torchvision
@@ -97,6 +98,15 @@ def test_coco_voc_equals_pycocotools_and_leaves_out_nearly_empty_training_images
     assert ours.classes == VOC_CLASSES
 
 
+def test_a_coco_voc_without_a_training_image_is_an_error(tmp_path: Path) -> None:
+    for part in (_write(tmp_path, [PERSON]) / "annotations").iterdir():
+        part.rename(part.with_name("instances_train2017.json"))
+    (tmp_path / "val2017").rename(tmp_path / "train2017")
+    with pytest.raises(DataError, match="more than 1000 annotated pixels") as caught:
+        open_dataset(f"coco_voc:{tmp_path}", "train")
+    assert "coco takes every image" in caught.value.hint
+
+
 def _square(top: int, left: int, side: int) -> list[list[int]]:
     bottom, right = top + side, left + side
     return [[left, top, right, top, right, bottom, left, bottom]]
@@ -155,7 +165,9 @@ def test_the_pixels_are_taken_as_stored_as_the_annotations_count_them(tmp_path: 
     exif = Image.Exif()
     exif[0x0112] = 6
     Image.new("RGB", (10, 8)).save(root / "val2017" / "000000000007.jpg", exif=exif)
-    assert open_dataset(f"coco:{root}")[0].image.shape == (8, 10, 3)
+    dataset = open_dataset(f"coco:{root}")
+    assert isinstance(dataset, InstanceDataset)
+    assert dataset[0].image.shape == (*dataset.image_size(0), 3) == (8, 10, 3)
 
 
 def test_a_worker_process_can_be_sent_the_data_set(tmp_path: Path) -> None:
@@ -189,6 +201,9 @@ def test_a_segmentation_that_cannot_be_drawn_names_the_image(tmp_path: Path, bro
 def test_what_does_not_fit_is_named(tmp_path: Path) -> None:
     root = _write(tmp_path, [], categories=[{"id": 1, "name": "cell"}])
     with pytest.raises(DataError, match="category 1 'cell'"):
+        open_dataset(f"coco:{root}")
+    _write(root, [PERSON | {"category_id": 12}])
+    with pytest.raises(DataError, match=r"an instance of the category 12, .* \(image 7\)"):
         open_dataset(f"coco:{root}")
     _write(root, [], images=[])
     with pytest.raises(DataError, match="0 of 0 images"):

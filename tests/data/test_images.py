@@ -324,8 +324,11 @@ def test_a_coloured_label_is_refused(tmp_path: Path, mode: str) -> None:
     assert "class ids" in caught.value.hint
 
 
-def test_a_jpeg_label_is_refused_because_it_is_lossy(tmp_path: Path) -> None:
-    _picture("L").save(tmp_path / "a.png", format="JPEG")
+@pytest.mark.parametrize("options", [{"format": "JPEG"}, {"format": "TIFF", "compression": "jpeg"}])
+def test_a_jpeg_label_is_refused_because_it_is_lossy(
+    tmp_path: Path, options: dict[str, str]
+) -> None:
+    _picture("L").save(tmp_path / "a.png", **options)
     with pytest.raises(DataError, match="JPEG"):
         read_label(tmp_path / "a.png")
 

@@ -174,6 +174,14 @@ def test_what_is_missing_is_named(root: Path, lost: str, said: str) -> None:
         open_dataset(f"folder:{root}", "val")
 
 
+def test_a_split_without_images_says_what_is_there(root: Path) -> None:
+    (root / "images" / "val" / "c.jpg").rename(root / "images" / "val" / "c.dng")
+    (root / "images" / "val" / "berlin").mkdir()
+    with pytest.raises(DataError) as caught:
+        open_dataset(f"folder:{root}", "val")
+    assert "Found: berlin/, c.dng in" in caught.value.hint
+
+
 @pytest.mark.parametrize("folder", ["images", "labels"])
 def test_two_files_of_one_stem_are_refused_not_guessed(root: Path, folder: str) -> None:
     if folder == "images":

@@ -146,6 +146,8 @@ def pet(tmp_path: Path) -> Path:
             _mask(top / "annotations" / "trimaps" / f"{name}.png", [1, 2, 3], seed)
         rows = "".join(f"{name} 1 1 1\n" for name in names)
         (top / "annotations" / f"{split}.txt").write_text(rows)
+    rows = "#Image CLASS-ID SPECIES BREED ID\n#ID: 1:37 Class ids\nbeagle_1 5 2 4\n"
+    (top / "annotations" / "list.txt").write_text(rows)
     return tmp_path
 
 
@@ -169,6 +171,7 @@ def test_pet_parts_trainval_and_refuses_other_codes(pet: Path) -> None:
         parts[split] = [dataset[i].name for i in range(len(dataset))]
     assert parts["val"] == ["Abyssinian_0", "Abyssinian_10"]
     assert sorted(parts["train"] + parts["val"]) == sorted(f"Abyssinian_{k}" for k in range(12))
+    assert open_dataset(f"pet:{pet}", "list")[0].name == "beagle_1"  # Its comments are no names.
     _mask(pet / "oxford-iiit-pet" / "annotations" / "trimaps" / "beagle_1.png", [0, 1])
     with pytest.raises(LabelIdError, match=r"\[0\]; those of pet/test are 1 to 3"):
         open_dataset(f"pet:{pet}", "test")[0]
@@ -194,23 +197,24 @@ def test_duts_is_the_object_from_half_brightness_on(tmp_path: Path, mode: str) -
 
 @pytest.fixture
 def drive(tmp_path: Path) -> Path:
-    """One image of each part; the field ends before the last column."""
+    """The folder DRIVE: one image of each part; the field ends before the last column."""
     for folder, number in (("training", "21"), ("test", "01")):
-        top = tmp_path / folder
+        top = tmp_path / "DRIVE" / folder
         _photo(top / "images" / f"{number}_{folder}.tif")
         _mask(top / "1st_manual" / f"{number}_manual1.gif", [0, 255])
         field = np.full(SIZE, 255, np.uint8)
         field[:, -1] = 0
         _save(top / "mask" / f"{number}_{folder}_mask.gif", field)
-    return tmp_path
+    return tmp_path / "DRIVE"
 
 
 @pytest.mark.parametrize(
     ("split", "folder", "number"), [("train", "training", "21"), ("val", "test", "01")]
 )
 def test_drive_counts_vessels_inside_the_field_only(
-    drive: Path, split: str, folder: str, number: str
+    tmp_path: Path, drive: Path, split: str, folder: str, number: str
 ) -> None:
+    assert len(open_dataset(f"drive:{tmp_path}", split)) == 1
     label = open_dataset(f"drive:{drive}", split)[0].label
     top = drive / folder
     with Image.open(top / "1st_manual" / f"{number}_manual1.gif") as picture:
@@ -251,6 +255,27 @@ def test_isbi_membranes_are_the_dark_pixels_of_the_stack_in_order(
         open_dataset(f"isbi2012:{shared_data / 'isbi2012'}", "test")
 
 
+def test_isbi_stacks_are_read_page_by_page(tmp_path: Path) -> None:
+    rng = np.random.default_rng(0)
+    volume = rng.integers(0, 256, (30, *SIZE), dtype=np.uint8)
+    cells = rng.choice(np.array([0, 255], np.uint8), (30, *SIZE))
+    for name, stack in (("train-volume.tif", volume), ("train-labels.tif", cells)):
+        first, *others = map(Image.fromarray, stack)
+        first.save(tmp_path / name, save_all=True, append_images=others)
+    for split, slices in (("train", range(20)), ("val", range(20, 30))):
+        dataset = open_dataset(f"isbi2012:{tmp_path}", split)
+        assert (dataset.task, dataset.classes) == (Task.BINARY, ("membrane",))
+        assert len(dataset) == len(slices)
+        for index, page in enumerate(slices):
+            sample = dataset[index]
+            assert sample.name == str(page)
+            np.testing.assert_array_equal(sample.image, np.repeat(volume[page, ..., None], 3, 2))
+            np.testing.assert_array_equal(sample.label, cells[page] == 0)
+    Image.fromarray(cells[0]).save(tmp_path / "train-labels.tif")
+    with pytest.raises(DataError, match=r"train-labels\.tif cannot be read"):
+        open_dataset(f"isbi2012:{tmp_path}", "val")[0]
+
+
 @pytest.mark.parametrize("name", [n for n in DATASETS if not n.startswith("synthetic")])
 def test_a_folder_of_something_else_is_a_data_error_that_says_what_is_there(
     tmp_path: Path, name: str
@@ -260,5 +285,4 @@ def test_a_folder_of_something_else_is_a_data_error_that_says_what_is_there(
     with pytest.raises(DataError) as caught:
         open_dataset(f"{name}:{tmp_path}", "train")
     assert str(tmp_path) in str(caught.value)
-    if name != "folder":
-        assert "Found: holiday/, notes.txt in" in str(caught.value)
+    assert "Found: holiday/, notes.txt in" in str(caught.value)

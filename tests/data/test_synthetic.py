@@ -77,12 +77,26 @@ def test_the_binary_set_has_the_same_scenes_with_one_foreground() -> None:
         np.testing.assert_array_equal(one.label == 255, many.label == 255)
 
 
+def test_the_multilabel_set_has_the_same_scenes_with_a_mask_for_each_kind_and_one_of_all() -> None:
+    scenes = open_dataset("synthetic:48x64:8", "train")
+    masks = open_dataset("synthetic_multilabel:48x64:8", "train")
+    assert masks.task is Task.MULTILABEL
+    assert masks.classes == (*scenes.classes[1:], "object")
+    for index in range(8):
+        many, sample = scenes[index], masks[index]
+        np.testing.assert_array_equal(many.image, sample.image)
+        for k, mask in enumerate(sample.label):
+            expected = many.label == k + 1 if k < 4 else (many.label > 0) & (many.label < 255)
+            np.testing.assert_array_equal(mask == 1, expected)
+            np.testing.assert_array_equal(mask == 255, many.label == 255)
+
+
 @pytest.mark.parametrize(
     "root",
     ["31x64", "64x31", "0x0", "96", "96x", "axb", "-96x128", "96x128:0", "96x128:-1", "96x128:",
      "96x128:2:3", "9.5x9", "999999x999999"],
 )  # fmt: skip
-@pytest.mark.parametrize("name", ["synthetic", "synthetic_binary"])
+@pytest.mark.parametrize("name", ["synthetic", "synthetic_binary", "synthetic_multilabel"])
 def test_a_root_that_is_no_size_is_a_data_error(name: str, root: str) -> None:
     with pytest.raises(DataError):
         open_dataset(f"{name}:{root}", "val")

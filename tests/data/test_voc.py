@@ -131,6 +131,21 @@ def test_an_empty_list_is_a_data_error(voc: Path) -> None:
         open_dataset(f"voc:{voc}")
 
 
+def test_a_list_may_have_a_bom_windows_ends_and_blank_lines(voc: Path) -> None:
+    file = voc / "ImageSets" / "Segmentation" / "val.txt"
+    file.write_bytes(b"\xef\xbb\xbf2007_000032\r\n\r\n2007_000039\r\n\r\n")
+    dataset = open_dataset(f"voc:{voc}")
+    assert [dataset[i].name for i in range(len(dataset))] == NAMES["train"]
+
+
+def test_a_listed_name_may_have_a_dot(voc: Path) -> None:
+    for folder, suffix in (("JPEGImages", "jpg"), ("SegmentationClass", "png")):
+        file = voc / folder / f"2007_000033.{suffix}"
+        file.rename(file.with_name(f"2007_000033.left.{suffix}"))
+    _list(voc / "ImageSets" / "Segmentation" / "val.txt", ["2007_000033.left"])
+    assert open_dataset(f"voc:{voc}")[0].name == "2007_000033.left"
+
+
 def test_ids_beyond_the_21_are_named(voc: Path) -> None:
     _palette_png(voc / "SegmentationClass" / "2007_000033.png", _ids(0, [21]))
     with pytest.raises(LabelIdError, match=r"2007_000033\.png holds label ids \[21\]"):
@@ -158,10 +173,13 @@ def test_sbd_equals_torchvision(tmp_path: Path, sbd: Path, split: str) -> None:
         _assert_same(open_dataset(f"voc_aug:{root}", split), theirs)
 
 
-def test_voc_with_aug_masks_trains_on_trainaug_and_validates_on_val(tmp_path: Path) -> None:
+@pytest.mark.parametrize("listed", ["trainaug", "train_aug"])
+def test_voc_with_aug_masks_trains_on_trainaug_and_validates_on_val(
+    tmp_path: Path, listed: str
+) -> None:
     top = _make_voc(tmp_path / "VOC2012", "SegmentationClassAug")
     lines = [f"/JPEGImages/{n}.jpg /SegmentationClassAug/{n}.png" for n in NAMES["train"]]
-    _list(top / "ImageSets" / "Segmentation" / "trainaug.txt", lines)
+    _list(top / "ImageSets" / "Segmentation" / f"{listed}.txt", lines)
     for split, names in NAMES.items():
         ours = open_dataset(f"voc_aug:{tmp_path}", split)
         assert [ours[i].name for i in range(len(ours))] == names

@@ -74,6 +74,10 @@ def test_outlines_and_the_interval_are_shown(
     assert list(document["class_boundary_f"]) == ["background", "[object]"]
     low, high = document["mean_iou_ci"]
     assert low <= document["mean_iou"] <= high
+    for name, (low, high) in document["class_iou_ci"].items():
+        assert low <= document["class_iou"][name] <= high
+        assert f"{100 * low:.2f}-{100 * high:.2f} %" in out
+    assert f"worst images: {document['worst'][0]['name']}" in out
 
 
 @pytest.mark.parametrize(

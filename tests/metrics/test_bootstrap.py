@@ -9,8 +9,9 @@ import pytest
 from numpy.typing import NDArray
 from scipy import stats
 
-from segdeploy.core.scores import ClassCounts, mean_iou, pixel_accuracy
-from segdeploy.metrics.bootstrap import bootstrap_interval
+from segdeploy.core.scores import ClassCounts, Score, class_iou, mean_iou, pixel_accuracy
+from segdeploy.metrics import bootstrap
+from segdeploy.metrics.bootstrap import Interval, class_intervals, draw_counts, interval
 
 
 def _draw(num_images: int, seed: int = 0, num_classes: int = 3) -> NDArray[np.int64]:
@@ -24,6 +25,12 @@ def _draw(num_images: int, seed: int = 0, num_classes: int = 3) -> NDArray[np.in
         np.add.at(matrix, (label, guess), 1)
         image[:] = matrix.diagonal(), matrix.sum(1), matrix.sum(0)
     return counts
+
+
+def bootstrap_interval(
+    counts: NDArray[np.int64], score: Score, *, level: float = 0.95, **options: int
+) -> Interval | None:
+    return interval(score(draw_counts(counts, **options)), level=level)
 
 
 def _slow_mean_iou(indices: NDArray[Any], counts: NDArray[np.int64]) -> float:
@@ -81,8 +88,7 @@ def test_draws_without_a_class_do_not_count_it() -> None:
     assert bootstrap_interval(counts, mean_iou) == pytest.approx((0.5, 1.0))
 
 
-def test_one_image_or_none_labelled_has_no_interval() -> None:
-    assert bootstrap_interval(_draw(1), mean_iou) is None
+def test_no_labelled_image_has_no_interval() -> None:
     assert bootstrap_interval(np.zeros((5, 3, 2), np.int64), mean_iou) is None
 
 
@@ -90,3 +96,37 @@ def test_equal_images_have_an_interval_without_width() -> None:
     counts = np.repeat(_draw(1), 7, axis=0)
     score = float(mean_iou(ClassCounts.stacked(counts.sum(0))))
     assert bootstrap_interval(counts, mean_iou) == pytest.approx((score, score))
+
+
+def test_each_class_has_scipys_interval() -> None:
+    counts = _draw(40)
+
+    def slow(indices: NDArray[Any], label: int) -> float:
+        hits, truth, predicted = counts[indices.astype(int), :, label].sum(0)
+        return float(hits / (truth + predicted - hits))
+
+    draws = draw_counts(counts, num_draws=4000)
+    for label, found in enumerate(class_intervals(class_iou(draws), counts)):
+        expected = stats.bootstrap(
+            (np.arange(40),), lambda i, label=label: slow(i, label), vectorized=False,
+            method="percentile", n_resamples=4000, rng=np.random.default_rng(1),
+        ).confidence_interval  # fmt: skip
+        width = expected.high - expected.low
+        assert found == pytest.approx((expected.low, expected.high), abs=0.06 * width)
+
+
+def test_a_class_in_fewer_than_two_images_has_no_interval() -> None:
+    counts = _draw(5, num_classes=4)
+    counts[1:, :, 1] = 0  # In one image.
+    counts[:, :, 2] = 0  # In none.
+    counts[2:, :, 3] = 0  # In two.
+    found = class_intervals(class_iou(draw_counts(counts)), counts)
+    assert [ends is None for ends in found] == [False, True, True, False]
+
+
+def test_draws_in_blocks_are_the_same_draws(monkeypatch: pytest.MonkeyPatch) -> None:
+    whole = draw_counts(_draw(10), num_draws=50)
+    monkeypatch.setattr(bootstrap, "_BLOCK", 70)  # Seven draws at a time.
+    parts = draw_counts(_draw(10), num_draws=50)
+    np.testing.assert_array_equal(parts.hits, whole.hits)
+    np.testing.assert_array_equal(parts.predicted, whole.predicted)

@@ -24,7 +24,7 @@ from pycocotools.cocoeval import COCOeval
 from scipy import ndimage
 
 from segdeploy.core.errors import BackendUnavailableError, ConfigError, DataError
-from segdeploy.metrics.coco import CocoEvaluator
+from segdeploy.metrics.coco import CocoEvaluator, encode_instances
 from segdeploy.metrics.instances import Instances, find_instances
 
 Predictions = dict[int, Instances]
@@ -135,7 +135,7 @@ import pickle, sys
 from pathlib import Path
 import torch.distributed as dist
 from segdeploy.frameworks.distributed import process_group
-from segdeploy.metrics.coco import CocoEvaluator
+from segdeploy.metrics.coco import CocoEvaluator, encode_instances
 
 annotations, file, out = map(Path, sys.argv[1:])
 predictions = pickle.loads(file.read_bytes())
@@ -279,6 +279,17 @@ def test_a_file_that_is_no_annotation_is_a_data_error(tmp_path: Path, content: s
         CocoEvaluator(tmp_path / "none.json")
 
 
+@pytest.mark.parametrize(
+    "change",
+    [{"segmentation": []}, {"segmentation": [[1, 2, 3, 4]]}, {"segmentation": {}}, {"bbox": [1]}],
+)
+def test_an_annotation_without_shape_or_box_is_named(change: dict[str, Any]) -> None:
+    truth = _truth(_square(0, 0))
+    truth["annotations"] = [a | change for a in truth["annotations"]]
+    with pytest.raises(DataError, match="an annotation of image 5 has no shape or no box"):
+        CocoEvaluator(truth)
+
+
 def test_a_missing_package_names_the_extra(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(importlib.util, "find_spec", lambda _: None)
     with pytest.raises(BackendUnavailableError, match=r"segdeploy\[coco\]"):
@@ -323,3 +334,34 @@ def test_instances_of_a_label_map_are_its_connected_parts(seed: int) -> None:
 def test_a_label_map_without_objects_has_no_instances() -> None:
     found = find_instances(np.zeros((4, 6), np.uint8), np.ones((4, 6)), {1: 18})
     assert found.masks.shape == (0, 4, 6)
+
+
+def test_of_a_class_the_100_surest_parts_are_kept_in_order() -> None:
+    """As COCO's evaluation does: it looks at no more of one image and class."""
+    labels, rng = np.zeros((30, 40), np.uint8), np.random.default_rng(0)
+    labels[::2, ::2] = 1  # 300 single pixels.
+    labels[1, 1] = 2
+    confidence = rng.permutation(labels.size).reshape(labels.shape) / labels.size
+    found = find_instances(labels, confidence, {1: 18, 2: 44})
+    assert found.categories.tolist() == [18] * 100 + [44]
+    scores = confidence[::2, ::2].ravel()
+    kept = [score for score in scores if score >= np.sort(scores)[-100]]
+    assert found.scores[:100].tolist() == kept
+
+
+def test_only_the_categories_that_are_asked_for_are_judged() -> None:
+    truth = _truth(_square(0, 0), _square(10, 10))
+    truth["annotations"][1]["category_id"] = 3
+    both, one = CocoEvaluator(truth), CocoEvaluator(truth, categories={7})
+    for evaluator in (both, one):
+        evaluator.update({5: _instances(_square(0, 0))})
+    assert both.summarize()["segm"].ap == pytest.approx(0.5)
+    assert one.summarize()["segm"].ap == pytest.approx(1)
+    assert one.summarize()["segm"].class_ap == {"dog": pytest.approx(1)}
+
+
+def test_what_was_encoded_elsewhere_is_added_once() -> None:
+    evaluator, right = CocoEvaluator(_truth(_square(0, 0))), _instances(_square(0, 0))
+    evaluator.add({5: encode_instances(5, right)})
+    evaluator.add({5: encode_instances(5, _instances(_square(10, 10)))})
+    assert evaluator.summarize()["segm"].ap == pytest.approx(1)

@@ -11,6 +11,7 @@ from numpy.typing import NDArray
 from segdeploy.core.task import Task
 from segdeploy.metrics import FlipCount
 from segdeploy.metrics import flips as module
+from segdeploy.metrics.flips import decision_names
 
 Logits = NDArray[np.float32]
 
@@ -187,9 +188,33 @@ def test_one_class_cannot_flip() -> None:
     assert count.certified_rate == 1
 
 
-def test_multilabel_is_refused() -> None:
-    with pytest.raises(ValueError, match="multilabel"):
-        FlipCount(Task.MULTILABEL, 3)
+def test_multilabel_counts_each_class_as_a_binary_task_of_its_own() -> None:
+    reference, candidate = _draw(5, 3, 0.7)
+    candidate[0, 1, 2, 3] = np.nan
+    count = FlipCount(Task.MULTILABEL, 6, tolerance=0.3)
+    count.update(reference, candidate)
+    alone = [FlipCount(Task.BINARY, 2, tolerance=0.3) for _ in range(3)]
+    for k, binary in enumerate(alone):
+        binary.update(reference[:, k : k + 1], candidate[:, k : k + 1])
+    for name in ("num_pixels", "num_flips", "num_hard", "num_certified", "num_broken"):
+        assert getattr(count, name) == sum(getattr(binary, name) for binary in alone), name
+    assert count.num_pixels == 3 * 60
+    assert count.num_broken == 1
+    assert count.class_flip_rate == [rate for binary in alone for rate in binary.class_flip_rate]
+    assert count.max_deviation == max(binary.max_deviation for binary in alone)
+    assert count.channel_noise == pytest.approx([b.channel_noise[0] for b in alone])
+    sound = np.isfinite(candidate)
+    signal = np.mean([reference[:, k][sound[:, k]].astype(float).var() for k in range(3)])
+    expected = 10 * np.log10(signal / np.square(count.channel_noise))
+    np.testing.assert_allclose(np.array(count.channel_snr_db, float), expected)
+
+
+def test_multilabel_has_two_names_a_class_and_no_label_map() -> None:
+    names = decision_names(Task.MULTILABEL, ("road", "wet"))
+    assert names == ("not road", "road", "not wet", "wet")
+    count = FlipCount(Task.MULTILABEL, len(names))
+    with pytest.raises(ValueError, match="not one label map"):
+        count.update_labels(np.zeros((1, 2, 2, 2)), np.zeros((1, 2, 2), np.uint8))
 
 
 def test_shapes_that_differ_are_refused() -> None:

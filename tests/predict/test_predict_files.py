@@ -176,6 +176,29 @@ def test_labels_beyond_255_are_written_with_16_bits(tmp_path: Path) -> None:
     assert found.classes["class 298"] == pytest.approx(1 / 9)
 
 
+def test_a_binary_model_says_yes_above_the_threshold(tmp_path: Path) -> None:
+    """The logit is the red channel in [0, 1]; sigmoid(0.5) = 0.6225."""
+    inputs, outputs = contract_tensors(IoContract(), Task.BINARY, 1, None)
+    manifest = Manifest(
+        kind="artifact", model="none", task=Task.BINARY, classes=("red",), preprocess=PLAIN,
+        inputs=inputs, outputs=outputs, files={"model.onnx": ""}, target="onnx-fp32",
+    )  # fmt: skip
+    node = helper.make_node("Gather", ["tensor", "first"], ["logits"], axis=1)
+    save_folder(
+        tmp_path / "onnx-fp32",
+        manifest,
+        lambda f: write_onnx(
+            f / "model.onnx", [node], (inputs[0], outputs[0]), first=np.array([0], np.int64)
+        ),
+    )
+    red = draw(tmp_path / "a.png")[..., 0] / 255
+    for threshold, want in ((None, red > 0), (0.6225, red > 0.5)):
+        (found,) = predict(
+            tmp_path / "onnx-fp32", [tmp_path / "a.png"], tmp_path / "out", threshold=threshold
+        )
+        assert np.array_equal(read(found.mask), want)
+
+
 def test_folders_patterns_and_files_are_taken_once_each(tmp_path: Path) -> None:
     for name in ("a.png", "b.JPG", "c.txt", ".hidden.png", "deep/d.png", "e[1].png"):
         draw(tmp_path / name) if not name.endswith("txt") else (tmp_path / name).write_text("x")

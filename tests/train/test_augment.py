@@ -12,7 +12,7 @@ import pytest
 from PIL import Image
 
 from segdeploy.core.errors import ConfigError, UnknownNameError
-from segdeploy.core.preprocess import PreprocessSpec, SizeRule
+from segdeploy.core.preprocess import PreprocessSpec, SizeRule, model_size
 from segdeploy.data.augment import AugmentSpec
 from segdeploy.data.presets import find_preset
 from segdeploy.train import TrainConfig, train
@@ -46,6 +46,22 @@ def test_every_setting_reaches_the_augmentation() -> None:
     stretched = plan_augmentation(_config(stretch=(50, 60), crop=(40, 40)), (64, 96)).augment
     assert (stretched.stretch, stretched.crop) == ((50, 60), (40, 40))
     assert plan_augmentation(_config(shorter_side=50), (64, 96)).augment.shorter_side == 50
+
+
+@pytest.mark.parametrize(
+    ("settings", "original", "expected"),
+    [
+        ({"stretch": (50, 60)}, (64, 96), (50, 60)),
+        ({"shorter_side": 48}, (64, 96), (48, 72)),
+        ({"longer_side": 48}, (64, 96), (64, 96)),
+        ({}, (64, 96), (64, 96)),
+    ],
+)
+def test_a_model_is_deployed_at_the_base_size_of_its_training(
+    settings: dict[str, Any], original: tuple[int, int], expected: tuple[int, int]
+) -> None:
+    plan = plan_augmentation(_config(**settings, crop=(40, 40)), original)
+    assert model_size(original, plan.preprocess) == expected
 
 
 def test_none_is_a_crop_and_no_more() -> None:

@@ -171,6 +171,24 @@ def test_lovasz_is_that_of_segmentation_models_pytorch_image_by_image(
     _close(_mean(create_loss("lovasz", task, 255), logits, label), theirs(logits, label))
 
 
+def test_lovasz_slopes_are_those_of_algorithm_1_in_float64() -> None:
+    """Of many pixels: a step is about one part in their number, near what float32 can tell."""
+    generator = torch.Generator().manual_seed(0)
+    label = torch.randint(0, 2, (1, 40, 50), generator=generator)
+    logits = torch.linspace(-0.9, 0.9, 2000, dtype=torch.float64).view(1, 1, 40, 50)
+    logits.requires_grad_()
+    total = create_loss("lovasz", Task.BINARY, 255).totals(logits, label).sum()
+    (slope,) = torch.autograd.grad(total, logits)
+    sign = 2.0 * label.flatten() - 1
+    order = (1 - sign * logits.detach().flatten()).argsort(descending=True)
+    lost, seen, num_true = [0.0], 0, int(label.sum())
+    for rank, is_true in enumerate(label.flatten()[order].tolist()):
+        seen += is_true
+        lost.append(1 - (num_true - seen) / (num_true + rank + 1 - seen))
+    expected = -sign[order] * torch.tensor(lost, dtype=torch.float64).diff()
+    torch.testing.assert_close(slope.flatten()[order], expected, rtol=1e-9, atol=1e-12)
+
+
 def test_lovasz_of_certain_predictions_is_the_mean_jaccard_loss() -> None:
     """At the corners of the cube the extension is the set function itself; weights count."""
     _, label = _batch(Task.MULTICLASS, images=1)
@@ -267,6 +285,27 @@ def test_a_batch_without_a_valid_pixel_is_worth_nothing(name: str, task: Task) -
     assert not logits.grad.any()
 
 
+@pytest.mark.parametrize("smoothing", [0.0, 0.1])
+def test_a_batch_of_a_class_without_weight_is_worth_nothing(smoothing: float) -> None:
+    logits, label = _batch(Task.MULTICLASS)
+    logits.requires_grad_()
+    weights = torch.tensor([0.0, 1.0, 3.0, 1.0])
+    loss = create_loss(f"cross_entropy(smoothing={smoothing})", Task.MULTICLASS, 255, weights)
+    label = torch.where(label == 255, 255, 0)
+    value = loss.value(loss.totals(logits, label), loss.normalizers(label))
+    (slope,) = torch.autograd.grad(value, logits)
+    assert float(value.detach()) == 0
+    assert not slope.any()
+
+
+@pytest.mark.parametrize(("name", "task"), CASES)
+@pytest.mark.parametrize("kind", [torch.uint8, torch.int32])
+def test_labels_may_be_of_any_integer_type(name: str, task: Task, kind: torch.dtype) -> None:
+    logits, label = _batch(task)
+    loss = create_loss(name, task, 255, _weights(task))
+    assert torch.equal(_mean(loss, logits, label.to(kind)), _mean(loss, logits, label))
+
+
 def test_a_sum_is_weighted_term_by_term() -> None:
     logits, label = _batch(Task.MULTICLASS)
     one, other = (create_loss(t, Task.MULTICLASS, 255) for t in ("focal(gamma=3)", "lovasz"))
@@ -307,7 +346,7 @@ def test_a_loss_that_cannot_be_read_says_where(text: str, message: str) -> None:
         ("dic", "Did you mean dice"),
         ("focal(gama=2)", "Did you mean gamma"),
         ("lovasz(x=2)", "no option 'x'"),
-        ("binary_cross_entropy", "is for binary tasks, but the data are multiclass"),
+        ("binary_cross_entropy", "is for binary, multilabel tasks, but the data are multiclass"),
         ("cross_entropy(smoothing=1)", r"smoothing must be in \[0, 1\), found 1"),
         ("focal(gamma=-1)", "gamma must be at least 0"),
         ("focal_sigmoid(alpha=2)", "alpha must be in 0..1, or -1 for none"),

@@ -13,7 +13,7 @@ from segdeploy.core.errors import ConfigError
 from segdeploy.core.task import Task
 from segdeploy.frameworks.distributed import Group
 from segdeploy.train.config import TrainConfig
-from segdeploy.train.loop import Trainer
+from segdeploy.train.loop import Asked, Trainer
 from segdeploy.train.losses.presence import Presence
 from segdeploy.train.losses.weighted import create_loss
 from segdeploy.train.optimizers import create_optimizer, set_rate
@@ -100,7 +100,7 @@ def test_seven_maps_with_unit_weights_are_the_plain_sum_of_their_losses() -> Non
     slopes = [p.grad.clone() for p in module.parameters() if p.grad is not None]
     assert len(slopes) == len(list(module.parameters()))
     before = [p.detach().clone() for p in module.parameters()]
-    trainer._step(images, label, stop=False)
+    trainer._step(images, label, Asked())
     for old, new, slope in zip(before, module.parameters(), slopes, strict=True):
         torch.testing.assert_close(old - new, trainer.config.lr * slope)
 
@@ -114,8 +114,8 @@ def test_a_batch_in_parts_gives_the_gradients_of_the_whole(loss: str, parts: int
         module = Net()
         module.eval()  # Batch statistics are of a part, nothing else is.
         trainer = _trainer(module, loss=loss, accumulate=accumulate, head_lr_factor=3.0)
-        value, norm, _ = trainer._step(images, label, stop=False)
-        found.append((value, norm, [p.grad for p in module.parameters()]))
+        step = trainer._step(images, label, Asked())[0].step
+        found.append((step.loss, step.norm, [p.grad for p in module.parameters()]))
     (value, norm, slopes), (other, other_norm, others) = found
     assert norm == other_norm
     assert value == pytest.approx(other, rel=1e-6)
@@ -132,7 +132,7 @@ def test_gradients_are_clipped_by_their_common_norm(limit: float, amp: str) -> N
     for clip_norm in (0.0, limit):
         module = Net()
         trainer = _trainer(module, clip_norm=clip_norm, head_lr_factor=3.0, amp=amp)
-        trainer._step(images, label, stop=False)
+        trainer._step(images, label, Asked())
         grads = [p.grad for p in module.parameters() if p.grad is not None]
         slopes.append(torch.cat([g.flatten() for g in grads]))
     norm = float(slopes[0].norm())

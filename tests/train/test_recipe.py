@@ -13,9 +13,9 @@ from torch import nn
 from segdeploy.core.errors import ConfigError
 from segdeploy.data import open_dataset
 from segdeploy.train.batches import epoch_batches
+from segdeploy.train.class_weights import class_weights
 from segdeploy.train.config import TrainConfig, config_toml, load_config
 from segdeploy.train.ema import Average
-from segdeploy.train.loop import class_weights
 
 
 def test_batches_cover_every_sample_once_and_differ_by_epoch() -> None:
@@ -101,6 +101,16 @@ def test_a_resolved_recipe_reads_back_as_itself(tmp_path: Path) -> None:
         ('schedule = "step"\nstep_epochs = [0, 4]', "each above 0"),
         ('loss = "dice+"', "cannot be read"),
         ("ema_decay = 1.0", "ema_decay"),
+        (f"epochs = {10**400}", "epochs must be finite"),
+        (f"log_every = {2**63}", "log_every must be finite"),
+        ("patience = nan", "patience"),
+        ("lr = nan", "lr must be finite"),
+        ("lr = 1e300", "lr must be finite"),
+        ("head_lr_factor = 1e30", "head_lr_factor must be in 0..1e+06"),
+        (
+            'schedule = "step"\nstep_epochs = [1, 1]\nstep_factor = 1e20',
+            "step_factor must be in 0..1",
+        ),
         ("epochs = ", "not valid TOML"),
     ],
 )
@@ -112,3 +122,9 @@ def test_a_wrong_recipe_is_a_config_error_that_says_where(
     with pytest.raises(ConfigError) as caught:
         load_config(recipe, {})
     assert message in str(caught.value)
+
+
+def test_bytes_of_a_command_line_that_are_no_text_are_refused() -> None:
+    """Python reads them as lone surrogates, which no recipe file can hold."""
+    with pytest.raises(ConfigError, match="note must be UTF-8 text"):
+        load_config(None, {"model": "unet", "data": "synthetic", "out": "run", "note": "\udcff"})

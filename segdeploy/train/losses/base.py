@@ -29,7 +29,10 @@ class Loss(Protocol):
     ) -> None: ...
 
     def total(self, logits: Tensor, label: Tensor) -> Tensor:
-        """Return the sum over pixels or images; logits (N, K, H, W), label int (N, H, W)."""
+        """Return the sum over pixels or images; logits (N, K, H, W), label int (N, H, W).
+
+        Of a multilabel task, the label is (N, K, H, W).
+        """
 
     def normalizer(self, label: Tensor) -> Tensor:
         """Return what a batch is divided by, float64 scalar; 0 where nothing counts."""

@@ -38,7 +38,7 @@ class CrossEntropy(PixelMean):
     def total(self, logits: Tensor, label: Tensor) -> Tensor:
         """Return the weighted sum over valid pixels, in one fused kernel."""
         return F.cross_entropy(
-            in_fp32(logits), label, self.weights, ignore_index=self.ignore,
+            in_fp32(logits), label.long(), self.weights, ignore_index=self.ignore,
             reduction="sum", label_smoothing=self.smoothing,
         )  # fmt: skip
 

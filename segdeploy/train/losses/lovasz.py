@@ -41,6 +41,7 @@ def _extension(errors: Tensor, truth: Tensor, valid: Tensor) -> Tensor:
     missed = truth.cumsum(dim=1)
     true = missed[:, -1:]
     union = true + (~truth).cumsum(dim=1)
-    jaccard = 1 - (true - missed) / union
+    # In float32 rounding would blur the steps, which are about 1 / M.
+    jaccard = 1 - (true - missed).double() / union
     steps = jaccard.diff(dim=1, prepend=torch.zeros_like(jaccard[:, :1]))
-    return (ranked.relu() * steps).sum(dim=1)
+    return (ranked.relu() * steps.to(ranked.dtype)).sum(dim=1)

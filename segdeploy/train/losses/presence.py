@@ -31,6 +31,8 @@ class Presence:
 
     def _present(self, label: Tensor, num_classes: int) -> Tensor:
         """1.0 for every class (N, K) that a valid pixel has; the foreground alone if binary."""
+        if self.task is Task.MULTILABEL:
+            return (label == 1).flatten(2).any(dim=2).float()
         ids = label.flatten(1).long()
         if self.task is Task.BINARY:
             return (ids == 1).any(dim=1, keepdim=True).float()

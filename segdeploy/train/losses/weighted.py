@@ -13,9 +13,10 @@ from segdeploy.core.errors import ConfigError
 from segdeploy.core.task import Task
 from segdeploy.train import LOSSES
 from segdeploy.train.losses.base import Loss
+from segdeploy.train.losses.per_class import PerClass
 from segdeploy.train.losses.terms import Term, parse_terms
 
-_LEAST = 1e-12  # A normaliser of 0 belongs to a total of 0.
+_LEAST = 1e-12
 
 
 class WeightedSum:
@@ -34,9 +35,13 @@ class WeightedSum:
         return torch.stack([loss.normalizer(label) for loss in self.losses])
 
     def value(self, totals: Tensor, normalizers: Tensor) -> Tensor:
-        """Return the loss of a batch; the parts of a batch add up under its normalisers."""
+        """Return the loss of a batch; the parts of a batch add up under its normalisers.
+
+        A normaliser of 0 says that nothing counts: no pixel is valid, or all have the weight 0.
+        """
         weights = torch.tensor(self.weights, dtype=torch.float64, device=totals.device)
-        return (weights * totals / normalizers.clamp(min=_LEAST)).sum()
+        counted = torch.where(normalizers > 0, totals, 0)
+        return (weights * counted / normalizers.clamp(min=_LEAST)).sum()
 
 
 def create_loss(
@@ -47,18 +52,23 @@ def create_loss(
     Raises:
         ConfigError: If it cannot be read, has an unknown name or option, or is for another task.
     """
-    default = "binary_cross_entropy" if task is Task.BINARY else "cross_entropy"
-    found = []
+    default = "cross_entropy" if task is Task.MULTICLASS else "binary_cross_entropy"
+    found: list[tuple[float, Loss]] = []
     for term in parse_terms(text or default):
         loss = LOSSES.get(term.name)
-        if task not in loss.tasks:
+        tasks = {*loss.tasks, *([Task.MULTILABEL] if Task.BINARY in loss.tasks else [])}
+        if task not in tasks:
             raise ConfigError(
-                f"The loss {term.name} is for {', '.join(sorted(loss.tasks))} tasks, but the data "
+                f"The loss {term.name} is for {', '.join(sorted(tasks))} tasks, but the data "
                 f"are {task}.",
                 hint=f"Leave it out, or set loss = '{default}'.",
             )
         _check_options(term, loss)
-        found.append((term.weight, loss(task, ignore, weights, **term.options)))
+        if task is Task.MULTILABEL:
+            each = PerClass(loss(Task.BINARY, ignore, weights, **term.options))
+            found.append((term.weight, each))
+        else:
+            found.append((term.weight, loss(task, ignore, weights, **term.options)))
     return WeightedSum(found)
 
 
