@@ -7,6 +7,8 @@ import signal
 import sys
 from types import FrameType
 
+from segdeploy.core.ending import end_process
+
 _EXIT_INTERRUPTED = 130
 
 
@@ -25,7 +27,7 @@ def main() -> None:
             signal.signal(number, signal.SIG_IGN)  # The work is done: only leaving is left.
     except KeyboardInterrupt:
         code = _EXIT_INTERRUPTED
-    sys.exit(code)
+    end_process(code)
 
 
 def _open_streams() -> None:

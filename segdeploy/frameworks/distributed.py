@@ -7,7 +7,6 @@ it into a TrainError.
 
 from __future__ import annotations
 
-import atexit
 import os
 import re
 from collections.abc import Callable, Iterator
@@ -21,6 +20,7 @@ import torch.distributed as dist
 from torch import Tensor, nn
 from torch._C._distributed_c10d import PrefixStore
 
+from segdeploy.core.ending import end_at_once
 from segdeploy.core.errors import (
     BackendUnavailableError,
     ConfigError,
@@ -235,18 +235,19 @@ def _init(
 
 
 _left: list[Any] = []
-"""Groups that were left, alive until the process is about to end.
+"""Groups that were left, alive until the process ends, which it then does at once.
 
-The last reference to a group of gloo joins its thread while it holds the GIL; that thread may want
-the GIL to free the tensors of the last collective. DDP has such a reference, and drops it when an
-exception has passed: the rank would then hang for ever.
+The last reference to a group of gloo joins its threads while it holds the GIL; such a thread may
+want the GIL to free the tensors of the last collective. DDP has such a reference, and drops it when
+an exception has passed: the rank would then hang for ever. A thread that is alive while Python
+ends, again, would abort the process.
 """
-atexit.register(_left.clear)
 
 
 def _leave() -> None:
     if dist.is_initialized():
         _left.append(dist.group.WORLD)
+        end_at_once()
         try:
             dist.destroy_process_group()
         except RuntimeError:

@@ -8,6 +8,7 @@ import threading
 
 import msgspec
 
+from segdeploy.core.ending import end_process
 from segdeploy.core.errors import SegDeployError
 from segdeploy.train.config import TrainConfig
 from segdeploy.train.launch import EXIT_INTERRUPTED, STOP_SIGNAL
@@ -37,4 +38,4 @@ def _stop_with_parent() -> None:
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    end_process(main())
