@@ -12,6 +12,8 @@ import pytest
 
 # Before torch is imported: spinning threads of two processes on few cores stall each other.
 os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
+# A child process a build costs seconds; tests of isolation switch it on again.
+os.environ.setdefault("SEGDEPLOY_IN_PROCESS", "1")
 
 from segdeploy.core.folder import Checkpoint
 from segdeploy.core.preprocess import PreprocessSpec

@@ -4,8 +4,14 @@ from __future__ import annotations
 
 from typing import Any
 
+from segdeploy.backends.isolation import (
+    find_python_of,
+    is_in_process,
+    open_isolated,
+    require_elsewhere,
+)
 from segdeploy.core.errors import BackendUnavailableError
-from segdeploy.core.folder import Checkpoint, ModelFolder
+from segdeploy.core.folder import Checkpoint, ModelFolder, installed_versions
 from segdeploy.core.registry import Registry
 from segdeploy.core.session import Backend, Session, check_device
 from segdeploy.core.target import ExportTarget
@@ -20,8 +26,27 @@ BACKENDS: Registry[Backend] = Registry(
 )
 
 
-def open_session(folder: ModelFolder, device: str = "cpu") -> Session:
+def find_backend(folder: ModelFolder) -> Backend | None:
+    """Return the backend that runs a model folder; None for a checkpoint, which is eager PyTorch.
+
+    Raises:
+        UnknownNameError: If the artifact is of a backend that is not in the table.
+    """
+    if isinstance(folder, Checkpoint) or folder.manifest.target is None:
+        return None
+    return BACKENDS.get(ExportTarget.parse(folder.manifest.target).backend)
+
+
+def open_session(
+    folder: ModelFolder, device: str = "cpu", *, isolated: bool | None = None
+) -> Session:
     """Open a checkpoint (eager PyTorch fp32) or an artifact (its own runtime) on `cpu` or `cuda`.
+
+    Args:
+        folder: What to open.
+        device: `cpu`, `cuda` or `cuda:N`.
+        isolated: Whether the runtime works in a child process, so that its crash is an error;
+            default: foreign runtimes do.
 
     Raises:
         BackendUnavailableError: If the runtime or the device is missing here.
@@ -29,13 +54,29 @@ def open_session(folder: ModelFolder, device: str = "cpu") -> Session:
         ConfigError: If there is no such device at all.
     """
     check_device(device)
-    if isinstance(folder, Checkpoint):
+    backend = find_backend(folder)
+    if backend is None:
         from segdeploy.backends.pytorch import PYTORCH
 
         return PYTORCH.open(folder, device)
-    backend = BACKENDS.get(ExportTarget.parse(folder.manifest.target or "").backend)
+    if isolated is None:
+        isolated = backend.is_isolated and not is_in_process()
+    if isolated:
+        return open_isolated(folder, device, find_python_of(backend.environment))
     backend.require()
     return backend.open(folder, device)
+
+
+def require_backend(backend: Backend) -> dict[str, str]:
+    """Check that a backend can work here, or in its own environment; return its versions.
+
+    Raises:
+        BackendUnavailableError: If it cannot; the hint says what to install, and where.
+    """
+    if backend.environment is not None:
+        return require_elsewhere(backend)
+    backend.require()
+    return installed_versions(backend.packages)
 
 
 def describe_targets() -> list[dict[str, Any]]:
@@ -44,7 +85,7 @@ def describe_targets() -> list[dict[str, Any]]:
     for name in BACKENDS:
         backend = BACKENDS.get(name)
         try:
-            backend.require()
+            require_backend(backend)
             hint = ""
         except BackendUnavailableError as error:
             hint = error.hint
@@ -55,4 +96,12 @@ def describe_targets() -> list[dict[str, Any]]:
     return rows
 
 
-__all__ = ["BACKENDS", "Backend", "Session", "describe_targets", "open_session"]
+__all__ = [
+    "BACKENDS",
+    "Backend",
+    "Session",
+    "describe_targets",
+    "find_backend",
+    "open_session",
+    "require_backend",
+]

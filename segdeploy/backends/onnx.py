@@ -14,7 +14,7 @@ import importlib.util
 import platform
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 import numpy as np
 
@@ -23,7 +23,7 @@ from segdeploy.core.contract import TensorSpec
 from segdeploy.core.errors import ArtifactError, BackendUnavailableError
 from segdeploy.core.files import write_bytes
 from segdeploy.core.folder import ModelFolder
-from segdeploy.core.session import Array, BuildRequest, Session
+from segdeploy.core.session import Array, Backend, BuildRequest, Session
 from segdeploy.core.target import Precision
 from segdeploy.frameworks.onnxruntime import find_onnxruntime, require_onnxruntime, session_options
 
@@ -75,13 +75,13 @@ class OnnxSession:
         return found
 
 
-class OnnxBackend:
+class OnnxBackend(Backend):
     """Builds `model.onnx` and opens it with ONNX Runtime."""
 
     name = "onnx"
-    source: Literal["checkpoint", "onnx"] = "checkpoint"
     precisions: tuple[Precision, ...] = (Precision.FP32, Precision.FP16, Precision.INT8)
     payload_name = "model.onnx"
+    is_isolated = False
 
     def require(self) -> None:
         """Raise BackendUnavailableError if onnxruntime is missing."""

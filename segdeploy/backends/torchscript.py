@@ -7,14 +7,14 @@ is code: open only files from people you trust.
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Any
 
 from segdeploy.backends.batch import check_batch
 from segdeploy.backends.pytorch import require_device, to_device, wait_for_device
 from segdeploy.core.contract import InputKind, TensorSpec
 from segdeploy.core.errors import ArtifactError, BuildError
 from segdeploy.core.folder import ModelFolder
-from segdeploy.core.session import Array, BuildRequest, Session
+from segdeploy.core.session import Array, Backend, BuildRequest, Session
 from segdeploy.core.target import Precision
 from segdeploy.frameworks.torch import find_torch
 from segdeploy.frameworks.torchscript import load_script, save_script, trace_module
@@ -79,13 +79,13 @@ class TorchScriptSession:
             ) from error
 
 
-class TorchScriptBackend:
+class TorchScriptBackend(Backend):
     """Builds and opens `model.ts`."""
 
     name = "torchscript"
-    source: Literal["checkpoint", "onnx"] = "checkpoint"
     precisions: tuple[Precision, ...] = (Precision.FP32,)
     payload_name = "model.ts"
+    is_isolated = False
 
     def require(self) -> None:
         """Raise BackendUnavailableError if torch is missing."""

@@ -20,7 +20,7 @@ from typing import Any
 
 import numpy as np
 
-from segdeploy.bench.child import Child
+from segdeploy.bench.child import BenchChild
 from segdeploy.bench.inputs import choose_sizes, make_batch
 from segdeploy.bench.plan import NUM_BLOCKS, SECONDS, WARM_UP_S, BenchPlan
 from segdeploy.core.errors import ArtifactError, ConfigError, SegDeployError
@@ -46,7 +46,7 @@ class _Entry:
 
     folder: ModelFolder
     size: tuple[int, int]
-    child: Child | None = None
+    child: BenchChild | None = None
     opened: dict[str, Any] = field(default_factory=dict)
     finished: dict[str, Any] = field(default_factory=dict)
     blocks_ms: list[list[float]] = field(default_factory=list)
@@ -187,7 +187,7 @@ def _attempt(step: _Step, entry: _Entry, plan: BenchPlan) -> None:
 def _open(entry: _Entry, plan: BenchPlan) -> None:
     threads = plan.threads or usable_cores()
     limit_s = plan.limit_s + max(plan.seconds, plan.warmup_s)
-    entry.child = Child(entry.folder.path, threads, limit_s)
+    entry.child = BenchChild(entry.folder, threads, limit_s)
     with TemporaryDirectory() as folder:
         file = Path(folder) / "batch.npy"
         with write_errors(file):

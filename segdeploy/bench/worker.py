@@ -1,30 +1,25 @@
 """The child process that runs one artifact under the clock; the parent (`child.py`) drives it.
 
-`python -m segdeploy.bench.worker FD` reads requests from stdin and answers on file descriptor FD,
-one JSON document a line each. Its own stdout and stderr are the parent's log file, so whatever a
-runtime prints cannot break the protocol. It ends when stdin ends: a killed parent leaves none.
-
 One artifact per process: peak memory is its own, a crash is its own, and two runtimes never share
 a thread pool or an allocator.
 """
 
 from __future__ import annotations
 
-import json
-import os
 import resource
 import sys
 import time
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any, TextIO
+from typing import Any
 
-from segdeploy.core.errors import SegDeployError
+from segdeploy.core.child import Array, Worker
 
 _LONG_CALL_MS = 250.0
+Answer = tuple[dict[str, Any], list[Array]]
 
 
-class Worker:
+class BenchWorker(Worker):
     """State between requests: the bound call, and how long it took last time."""
 
     def __init__(self) -> None:
@@ -32,7 +27,7 @@ class Worker:
         self._latest_ms = 0.0
         self._close: Callable[[], None] = lambda: None
 
-    def open(self, request: dict[str, Any]) -> dict[str, Any]:
+    def open(self, request: dict[str, Any], _arrays: list[Array]) -> Answer:
         """Open the folder, bind the batch and run it once; return what the runtime settled on."""
         import numpy as np
 
@@ -40,14 +35,14 @@ class Worker:
         from segdeploy.core.folder import load_folder
 
         folder = load_folder(Path(request["path"]), check_files=False)
-        session = open_session(folder, request["device"])
+        session = open_session(folder, request["device"], isolated=False)
         _set_torch_threads(request["threads"])
         batch = np.load(request["batch"], allow_pickle=False)
         self._call, self._close = session.bind(batch), session.close
         self._call()
-        return {"input_shape": list(batch.shape), "runtime": _describe_runtime(session)}
+        return {"input_shape": list(batch.shape), "runtime": _describe_runtime(session)}, []
 
-    def sample(self, request: dict[str, Any]) -> dict[str, Any]:
+    def sample(self, request: dict[str, Any], _arrays: list[Array]) -> Answer:
         """Run for a while; return the samples in ms.
 
         The first call is thrown away, since others have emptied the caches, unless calls are so
@@ -61,9 +56,9 @@ class Worker:
             self._call()
         samples = sample_ms(self._call, request["seconds"])
         self._latest_ms = samples[-1]
-        return {"samples_ms": samples}
+        return {"samples_ms": samples}, []
 
-    def finish(self, request: dict[str, Any]) -> dict[str, Any]:
+    def finish(self, request: dict[str, Any], _arrays: list[Array]) -> Answer:
         """Free the session; return the peak memory and how often others took the core."""
         from segdeploy.measure import peak_memory_mib
 
@@ -74,7 +69,7 @@ class Worker:
             "peak_memory_mib": peak,
             "cpu_s": time.process_time(),
             "num_preemptions": resource.getrusage(resource.RUSAGE_SELF).ru_nivcsw,
-        }
+        }, []
 
 
 def _set_torch_threads(threads: int) -> None:
@@ -98,31 +93,9 @@ def _describe_runtime(session: Any) -> dict[str, Any]:
     return found
 
 
-def answer(worker: Worker, request: dict[str, Any]) -> dict[str, Any]:
-    """Return the answer to one request; an error of our tree travels as data."""
-    try:
-        done: dict[str, Any] = getattr(worker, request["do"])(request)
-    except SegDeployError as error:
-        kind = type(error).__name__
-        return {"error": {"kind": kind, "message": error.message, "hint": error.hint}}
-    return done
-
-
-def serve(requests: TextIO, answers: TextIO) -> None:
-    """Answer request after request until there are no more."""
-    worker = Worker()
-    for line in requests:
-        answers.write(json.dumps(answer(worker, json.loads(line))) + "\n")
-        answers.flush()
-
-
 def main() -> None:
-    """Serve the parent; Ctrl-C is the parent's to report."""
-    try:
-        with os.fdopen(int(sys.argv[1]), "w", encoding="utf-8") as answers:
-            serve(sys.stdin, answers)
-    except (KeyboardInterrupt, BrokenPipeError):
-        os._exit(130)
+    """Serve the parent."""
+    BenchWorker().serve()
 
 
 if __name__ == "__main__":

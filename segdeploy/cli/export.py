@@ -33,7 +33,10 @@ def export(
     output_kind: Annotated[
         OutputKind, typer.Option("--output", help="What the artifact gives.")
     ] = OutputKind.LOGITS,
-    size: Annotated[str, typer.Option(help="HxW, or dynamic.")] = "dynamic",
+    size: Annotated[str, typer.Option(help="HxW, dynamic, or a range HxW..HxW.")] = "dynamic",
+    max_batch: Annotated[
+        int, typer.Option(help="Largest batch, for formats built for a range.")
+    ] = 1,
     name: Annotated[str | None, typer.Option(help="Folder name, for one target.")] = None,
     force: Annotated[bool, typer.Option("--force", help="Build again what is unchanged.")] = False,
     dry_run: Annotated[bool, typer.Option("--dry-run", help="Only show the plan.")] = False,
@@ -42,11 +45,15 @@ def export(
         str | None,
         typer.Option(help="NAME[:ROOT] whose val images verify; default: the calibration set."),
     ] = None,
+    build_timeout: Annotated[float, typer.Option(help="Longest time of a converter, s.")] = 1800.0,
+    build_memory: Annotated[
+        float | None, typer.Option(help="Most memory of a converter, MiB.")
+    ] = None,
     _allow_code: ALLOW_CODE = False,
     as_json: JSON = False,
 ) -> None:
     """Build deployable artifacts from a checkpoint, and verify each."""
-    from segdeploy.cli.parsing import parse_size
+    from segdeploy.cli.parsing import parse_sizes
     from segdeploy.core.contract import IoContract
     from segdeploy.frameworks.progress import progress_bars
     from segdeploy.workflows.export_verified import export_and_verify
@@ -59,12 +66,15 @@ def export(
             calibration=calibration,
             num_calibration_images=calibration_images,
             io=IoContract(input_kind, output_kind),
-            size=parse_size(size),
+            size=parse_sizes(size),
+            max_batch=max_batch,
             name=name,
             force=force,
             dry_run=dry_run,
             verify=not no_verify,
             data=data,
+            build_limit_s=build_timeout,
+            build_memory_mib=build_memory,
             progress=advance,
             report=say,
         )
@@ -72,7 +82,12 @@ def export(
     failed = [each.outcome.path for each in found if each.passed is False]
     if failed and not dry_run:
         say(f"error: failed verification: {', '.join(map(str, failed))}")
-        raise typer.Exit(1)
+    errors = [each.outcome for each in found if each.outcome.error is not None]
+    for outcome in errors:
+        say(f"error: {outcome.target}: {outcome.error}")
+    codes = [outcome.error.exit_code for outcome in errors if outcome.error is not None]
+    if codes or (failed and not dry_run):
+        raise typer.Exit(max([*codes, 1]))
 
 
 def _render(found: Sequence[VerifiedExport], *, planned: bool) -> None:
@@ -94,6 +109,9 @@ def _render(found: Sequence[VerifiedExport], *, planned: bool) -> None:
             escape(outcome.parent),
             "reused" if outcome.reused else work,
             "-" if size is None else f"{size:.2f}",
-            {None: "-", True: "[green]passed[/]", False: "[red]failed[/]"}[each.passed],
+            _VERDICTS[each.passed] if outcome.error is None else "[red]error[/]",
         )
     Console().print(table)
+
+
+_VERDICTS = {None: "-", True: "[green]passed[/]", False: "[red]failed[/]"}

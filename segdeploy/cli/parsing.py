@@ -11,6 +11,7 @@ from segdeploy.core.errors import ConfigError
 if TYPE_CHECKING:
     from segdeploy.backends.sliding import SlidingWindow
     from segdeploy.backends.tta import TtaSpec
+    from segdeploy.core.contract import SizeBounds
     from segdeploy.core.preprocess import PreprocessSpec
 
 TTA_HELP = "Average over views: flip, scales, or both, e.g. flip,0.75,1.0,1.25."
@@ -31,6 +32,26 @@ def parse_size(text: str | None) -> tuple[int, int] | None:
     if match is None or int(match[1]) < 1 or int(match[2]) < 1:
         raise ConfigError(f"'{text}' is not a size.", hint="Write HEIGHTxWIDTH, e.g. 360x480.")
     return int(match[1]), int(match[2])
+
+
+def parse_sizes(text: str) -> tuple[int, int] | SizeBounds | None:
+    """Return (H, W) of `HxW`, bounds of `HxW..HxW` or `HxW..HxW..HxW`; `dynamic` gives None.
+
+    Raises:
+        ConfigError: If it is none of these, or the bounds are not in order.
+    """
+    if ".." not in text:
+        return parse_size(text)
+    from segdeploy.core.contract import SizeBounds
+
+    found = [parse_size(part) for part in text.split("..")]
+    sizes = [size for size in found if size is not None]
+    if len(sizes) not in {2, 3} or len(sizes) < len(found):
+        raise ConfigError(
+            f"'{text}' is no range of sizes.",
+            hint="Write LEAST..LARGEST or LEAST..USUAL..LARGEST, e.g. 256x256..1024x1024.",
+        )
+    return SizeBounds(sizes[0], sizes[-2] if len(sizes) == 3 else sizes[-1], sizes[-1])
 
 
 def parse_pair(text: str | None) -> tuple[float, float] | None:

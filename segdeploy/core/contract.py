@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from enum import StrEnum
 
+from segdeploy.core.errors import ConfigError
 from segdeploy.core.task import Task, label_dtype, num_logits
 
 
@@ -42,6 +43,39 @@ class IoContract:
 
 
 @dataclass(frozen=True)
+class SizeBounds:
+    """Sizes (H, W) that a dynamic payload is built for: least, most used, largest; and N from 1.
+
+    `str()` is the form that users write, `256x256..512x512..1024x1024`.
+    """
+
+    least: tuple[int, int]
+    usual: tuple[int, int]
+    largest: tuple[int, int]
+    max_batch: int = 1
+
+    def __post_init__(self) -> None:
+        ordered = all(
+            0 < low <= mid <= high
+            for low, mid, high in zip(self.least, self.usual, self.largest, strict=True)
+        )
+        if not ordered or self.max_batch < 1:
+            raise ConfigError(
+                f"The sizes {self} with batches up to {self.max_batch} are not in order.",
+                hint="Write LEAST..LARGEST or LEAST..USUAL..LARGEST, e.g. 256x256..1024x1024.",
+            )
+
+    def __str__(self) -> str:
+        return "..".join(f"{h}x{w}" for h, w in (self.least, self.usual, self.largest))
+
+    def has(self, batch: int, height: int, width: int) -> bool:
+        """Return whether a payload takes N images of H x W."""
+        low, high = self.least, self.largest
+        fits = low[0] <= height <= high[0] and low[1] <= width <= high[1]
+        return fits and 1 <= batch <= self.max_batch
+
+
+@dataclass(frozen=True)
 class TensorSpec:
     """One input or output: its name, NumPy dtype name, and shape; None is a dynamic size."""
 
@@ -56,20 +90,21 @@ def contract_tensors(
     num_labels: int,
     size: tuple[int, int] | None,
     num_channels: int = 3,
+    batch: int | None = None,
 ) -> tuple[tuple[TensorSpec, ...], tuple[TensorSpec, ...]]:
-    """Return (inputs, outputs) of a payload; `size` (H, W) is None for dynamic shapes.
+    """Return (inputs, outputs) of a payload; `size` (H, W) and `batch` are None where dynamic.
 
     Tensor names equal the words of the contract, so that no caller has to look them up.
     """
     height, width = size or (None, None)
     if io.input is InputKind.TENSOR:
-        taken = TensorSpec("tensor", "float32", (None, num_channels, height, width))
+        taken = TensorSpec("tensor", "float32", (batch, num_channels, height, width))
     else:
-        taken = TensorSpec("image", "uint8", (None, height, width, num_channels))
+        taken = TensorSpec("image", "uint8", (batch, height, width, num_channels))
     if io.output is OutputKind.LOGITS:
         k = num_logits(task, num_labels)
-        return (taken,), (TensorSpec("logits", "float32", (None, k, height, width)),)
-    labels = TensorSpec("labels", label_dtype(num_labels).name, (None, height, width))
+        return (taken,), (TensorSpec("logits", "float32", (batch, k, height, width)),)
+    labels = TensorSpec("labels", label_dtype(num_labels).name, (batch, height, width))
     if io.output is OutputKind.LABELS:
         return (taken,), (labels,)
-    return (taken,), (labels, TensorSpec("confidence", "float32", (None, height, width)))
+    return (taken,), (labels, TensorSpec("confidence", "float32", (batch, height, width)))

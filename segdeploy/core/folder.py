@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import os
 import platform
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from importlib import metadata
@@ -163,7 +163,10 @@ def _check_file(path: Path, name: str, promised: str) -> None:
 
 
 def save_folder(
-    path: Path, manifest: Manifest, write: Callable[[Path], None]
+    path: Path,
+    manifest: Manifest,
+    write: Callable[[Path], None],
+    versions: Mapping[str, str] | None = None,
 ) -> Checkpoint | Artifact:
     """Write a folder atomically: `write` fills an empty folder, then the manifest is added.
 
@@ -173,6 +176,7 @@ def save_folder(
             already in `files` are kept in their order (the payload first); others that `write` made
             are companions, outside the identity.
         write: Writes the files of the manifest (and any companion) into the given folder.
+        versions: Of further packages that the files were built with.
 
     Raises:
         ArtifactError: If it cannot be written, or a folder of something else is there.
@@ -187,7 +191,7 @@ def save_folder(
                 for file in sorted(temporary.iterdir())
                 if file.is_file() and file.name not in manifest.files
             },
-            built_with=installed_versions(),
+            built_with={**installed_versions(), **(versions or {})},
             built_on=f"{datetime.now(UTC):%Y-%m-%dT%H:%M:%SZ} {platform.platform()}",
         )
         (temporary / MANIFEST).write_bytes(encode_manifest(complete))
@@ -236,10 +240,10 @@ _NOTED_PACKAGES = (
 )  # fmt: skip
 
 
-def installed_versions() -> dict[str, str]:
-    """Return the versions of the packages that can change a result, as far as installed."""
+def installed_versions(names: Iterable[str] = _NOTED_PACKAGES) -> dict[str, str]:
+    """Return the versions of packages as far as installed; default: what can change any result."""
     versions = {}
-    for name in _NOTED_PACKAGES:
+    for name in names:
         try:
             versions[name] = metadata.version(name)
         except metadata.PackageNotFoundError:

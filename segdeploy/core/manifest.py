@@ -17,7 +17,7 @@ from typing import Any, Literal
 
 import msgspec
 
-from segdeploy.core.contract import IoContract, TensorSpec
+from segdeploy.core.contract import IoContract, SizeBounds, TensorSpec
 from segdeploy.core.errors import ManifestError, SegDeployError
 from segdeploy.core.files import canonical_json, digest_of
 from segdeploy.core.preprocess import PreprocessSpec
@@ -43,9 +43,9 @@ class Manifest:
     names to sha256. `parent` is what it was converted from, `reference` the checkpoint that
     defines right. `build_key` is the digest of everything a stage depended on; equal key, same
     work. `companions` maps further files of the folder (recipe, training state, calibration) to
-    sha256: no part of the identity, checked by who reads them. `passed` is the verdict of verify,
-    None before. `trained` is False for weights that were never trained, which parity judges by the
-    noise floor only.
+    sha256: no part of the identity, checked by who reads them. `bounds` limits dynamic sizes.
+    `passed` is the verdict of verify, None before. `trained` is False for weights that were never
+    trained, which parity judges by the noise floor only.
     """
 
     kind: Literal["checkpoint", "artifact"]
@@ -61,6 +61,7 @@ class Manifest:
     parent: Link | None = None
     reference: Link | None = None
     design_size: tuple[int, int] | None = None
+    bounds: SizeBounds | None = None
     trained: bool = True
     note: str = ""
     options: dict[str, Any] = field(default_factory=dict)

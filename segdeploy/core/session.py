@@ -7,6 +7,7 @@ so that `build` never grows arguments.
 from __future__ import annotations
 
 import re
+from abc import ABC, abstractmethod
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -14,7 +15,7 @@ from typing import Any, Literal, Protocol
 
 from numpy.typing import NDArray
 
-from segdeploy.core.contract import IoContract, TensorSpec
+from segdeploy.core.contract import InputKind, IoContract, OutputKind, SizeBounds, TensorSpec
 from segdeploy.core.errors import ConfigError
 from segdeploy.core.folder import ModelFolder
 from segdeploy.core.target import Precision
@@ -38,7 +39,8 @@ class BuildRequest:
 
     `checkpoint` is always the model's reference; `graph` is the ONNX file to build from, for
     backends whose `source` is "onnx" (already in the right precision and contract). `size` is
-    (H, W), or None for dynamic N, H, W.
+    (H, W), or None for dynamic H and W, within `bounds` where these are given. `calibration` are
+    float32 (1, 3, H, W) batches in .npy files, for int8 of backends that calibrate by themselves.
     """
 
     checkpoint: ModelFolder
@@ -46,7 +48,9 @@ class BuildRequest:
     precision: Precision
     io: IoContract
     size: tuple[int, int] | None = None
+    bounds: SizeBounds | None = None
     graph: Path | None = None
+    calibration: tuple[Path, ...] = ()
     options: dict[str, Any] = field(default_factory=dict)
 
 
@@ -71,28 +75,65 @@ class Session(Protocol):
         """Free the session."""
 
 
-class Backend(Protocol):
+@dataclass(frozen=True)
+class Limits:
+    """What a format can express; what it cannot is refused before anything is built.
+
+    `dynamic` is any H and W, `bounded` is H and W within `SizeBounds`; every format takes one fixed
+    size. `batches` is False where one image is taken a call.
+    """
+
+    inputs: tuple[InputKind, ...] = tuple(InputKind)
+    outputs: tuple[OutputKind, ...] = tuple(OutputKind)
+    dynamic: bool = True
+    bounded: bool = False
+    batches: bool = True
+
+
+class Backend(ABC):
     """One deployment format: how it is built and opened.
 
-    `source` is what `build` reads: the "checkpoint" itself, or an "onnx" graph.
+    Attributes:
+        name: The word before the precision in a target.
+        source: What `build` reads: the "checkpoint" itself, or an "onnx" graph.
+        precisions: What it offers.
+        payload_name: File name of the payload.
+        other_files: Files that belong to the payload, where the format has more than one.
+        packages: Whose versions decide what is built; another version builds again.
+        limits: What it can express.
+        is_isolated: Whether its sessions live in a child process: foreign runtimes may crash.
+        environment: Name of the second environment that holds its packages where this one cannot.
+        rest: Precision of what an int8 graph leaves unquantised.
     """
 
     name: str
-    source: Literal["checkpoint", "onnx"]
+    source: Literal["checkpoint", "onnx"] = "checkpoint"
     precisions: tuple[Precision, ...]
     payload_name: str
+    other_files: tuple[str, ...] = ()
+    packages: tuple[str, ...] = ()
+    limits: Limits = Limits()
+    is_isolated: bool = True
+    environment: str | None = None
+    rest: Precision = Precision.FP32
 
+    @abstractmethod
     def require(self) -> None:
-        """Raise BackendUnavailableError (hint = install line) if it cannot work here."""
+        """Raise BackendUnavailableError (hint = install line) if it cannot work here.
 
+        In the process that builds or runs; a backend with an `environment` is asked there.
+        """
+
+    @abstractmethod
     def build(self, request: BuildRequest) -> None:
-        """Write `request.payload`.
+        """Write `request.payload`; runs in a child process.
 
         Raises:
             BuildError: If the converter fails.
         """
 
-    def open(self, folder: ModelFolder, device: str) -> Session:
+    @abstractmethod
+    def open(self, folder: ModelFolder, device: str = "cpu") -> Session:
         """Open the payload of a folder on `cpu` or `cuda`.
 
         Raises:

@@ -8,15 +8,18 @@ from __future__ import annotations
 
 import dataclasses
 import tempfile
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import msgspec
+import numpy as np
 
-from segdeploy.backends import BACKENDS, Backend
+from segdeploy.backends import BACKENDS
+from segdeploy.backends.isolation import Builder
 from segdeploy.core.contract import contract_tensors
-from segdeploy.core.errors import ArtifactError, BuildError, SegDeployError
+from segdeploy.core.errors import ArtifactError, BuildError
 from segdeploy.core.files import digest_of, write_json
 from segdeploy.core.folder import (
     Artifact,
@@ -39,11 +42,13 @@ RECIPE = 2  # Raise it when the same inputs give another graph: older artifacts 
 
 @dataclass(frozen=True)
 class BuildContext:
-    """What all steps of an export share."""
+    """What all steps of an export share; `versions` of packages by backend."""
 
     checkpoint: Checkpoint
     calibration: CalibrationSet | None
     progress: Progress | None
+    builder: Builder
+    versions: Mapping[str, dict[str, str]]
 
 
 def fixed_preprocess(spec: PreprocessSpec, size: tuple[int, int] | None) -> PreprocessSpec:
@@ -60,8 +65,11 @@ def fixed_preprocess(spec: PreprocessSpec, size: tuple[int, int] | None) -> Prep
 def describe_artifact(step: Step, parent: ModelFolder, context: BuildContext) -> Manifest:
     """Return the manifest of the artifact that a step makes, with its build key."""
     source = context.checkpoint.manifest
-    inputs, outputs = contract_tensors(step.io, source.task, len(source.classes), step.size)
+    inputs, outputs = contract_tensors(
+        step.io, source.task, len(source.classes), step.size, batch=step.batch
+    )
     options: dict[str, Any] = {"size": list(step.size) if step.size else "dynamic"}
+    backend = BACKENDS.get(step.target.backend)
     if step.target.precision is Precision.INT8 and context.calibration is not None:
         options["calibration"] = {
             "data": context.calibration.spec,
@@ -76,24 +84,27 @@ def describe_artifact(step: Step, parent: ModelFolder, context: BuildContext) ->
         preprocess=fixed_preprocess(source.preprocess, step.size),
         inputs=inputs,
         outputs=outputs,
-        files={BACKENDS.get(step.target.backend).payload_name: ""},
+        files=dict.fromkeys((backend.payload_name, *backend.other_files), ""),
         io=step.io,
         target=str(step.target),
         parent=parent.link_from(step.folder),
         reference=context.checkpoint.link_from(step.folder),
-        design_size=step.size or source.design_size,
+        design_size=step.size or (step.bounds.usual if step.bounds else source.design_size),
+        bounds=step.bounds,
         trained=source.trained,
         note=source.note,
         options=options,
     )
-    return manifest.replace(build_key=_build_key(manifest))
+    return manifest.replace(build_key=_build_key(manifest, context.versions[backend.name]))
 
 
-def _build_key(manifest: Manifest) -> str:
+def _build_key(manifest: Manifest, versions: Mapping[str, str]) -> str:
     plain = msgspec.to_builtins(manifest)
     for link in ("parent", "reference"):
         plain[link] = plain[link]["digest"]  # Where it lies may change; what it is may not.
-    return digest_of({"manifest": plain, "recipe": RECIPE, "versions": installed_versions()})
+    return digest_of(
+        {"manifest": plain, "recipe": RECIPE, "versions": {**installed_versions(), **versions}}
+    )
 
 
 def reusable_artifact(step: Step, wanted: Manifest) -> Artifact | None:
@@ -131,18 +142,35 @@ def build_artifact(
             precision=step.target.precision,
             io=step.io,
             size=step.size,
+            bounds=step.bounds,
             options={"facts": _facts(wanted)},
         )
-        if step.parent is None:
-            run_build(backend, request)
-            return
         with tempfile.TemporaryDirectory() as scratch:
-            graph = Path(scratch) / "graph.onnx"
-            graph.write_bytes(_finished_graph(step, wanted, parent, context, folder))
-            run_build(backend, dataclasses.replace(request, graph=graph))
+            if step.parent is not None:
+                graph = Path(scratch) / "graph.onnx"
+                graph.write_bytes(_finished_graph(step, wanted, parent, context, folder))
+                request = dataclasses.replace(request, graph=graph)
+            elif step.target.precision is Precision.INT8 and context.calibration is not None:
+                images = _write_batches(Path(scratch), wanted, context.calibration, context)
+                write_json(folder / CALIBRATION, describe(context.calibration, {}))
+                request = dataclasses.replace(request, calibration=images)
+            context.builder.build(backend, request)
 
-    saved = save_folder(step.folder, wanted, write)
+    saved = save_folder(step.folder, wanted, write, context.versions[backend.name])
     return Artifact(saved.path, saved.manifest)
+
+
+def _write_batches(
+    folder: Path, wanted: Manifest, calibration: CalibrationSet, context: BuildContext
+) -> tuple[Path, ...]:
+    """Write the calibration images for a converter that calibrates by itself."""
+    found = []
+    for index, batch in enumerate(
+        calibration.batches(wanted.preprocess, context.progress, "calibration images")
+    ):
+        found.append(folder / f"{index:05}.npy")
+        np.save(found[-1], batch)
+    return tuple(found)
 
 
 def _facts(manifest: Manifest) -> dict[str, Any]:
@@ -175,20 +203,3 @@ def _finished_graph(
 
     graph = convert_precision(plain, step.target.precision, ranges)
     return graph_bytes(apply_contract(graph, step.io, wanted))
-
-
-def run_build(backend: Backend, request: BuildRequest) -> None:
-    """Let a backend write its payload: the one place where foreign converters run.
-
-    Raises:
-        BuildError: Also where the converter raises something of its own.
-    """
-    try:
-        backend.build(request)
-    except (SegDeployError, OSError):
-        raise
-    except Exception as error:
-        raise BuildError(
-            f"{backend.name} failed to build {request.payload.name}: {type(error).__name__}.",
-            log=str(error)[-2000:],
-        ) from error

@@ -13,16 +13,18 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 
 from segdeploy.backends import BACKENDS
-from segdeploy.core.contract import IoContract, OutputKind
+from segdeploy.core.contract import IoContract, OutputKind, SizeBounds
 from segdeploy.core.errors import ArtifactError, ConfigError, UnsupportedTargetError
 from segdeploy.core.folder import MANIFEST, Checkpoint
 from segdeploy.core.manifest import decode_manifest
+from segdeploy.core.session import Limits
 from segdeploy.core.target import ExportTarget, Precision
 from segdeploy.core.task import Task
 from segdeploy.zoo import MODELS
 
 MIN_SIZE = 32
 MAX_SIZE = 16384
+MAX_BATCH = 4096
 PLAIN = ExportTarget("onnx", Precision.FP32)
 
 
@@ -30,7 +32,8 @@ PLAIN = ExportTarget("onnx", Precision.FP32)
 class Step:
     """One artifact to have: built, or reused where it is already there.
 
-    `parent` is None where it is made from the checkpoint.
+    `parent` is None where it is made from the checkpoint. `size` is None for dynamic sizes, within
+    `bounds` where the format needs them; `batch` is None where N is dynamic.
     """
 
     target: ExportTarget
@@ -39,6 +42,8 @@ class Step:
     folder: Path
     parent: Step | None = None
     requested: bool = False
+    bounds: SizeBounds | None = None
+    batch: int | None = None
 
     @property
     def label(self) -> str:
@@ -46,9 +51,16 @@ class Step:
         return self.folder.name
 
 
-def default_name(target: ExportTarget, io: IoContract, size: tuple[int, int] | None) -> str:
+Size = tuple[int, int] | SizeBounds | None
+"""What an export is asked for: one size (H, W), sizes within bounds, or any."""
+
+
+def default_name(target: ExportTarget, io: IoContract, size: Size, max_batch: int = 1) -> str:
     """Return the folder name: the target and every option that is not default."""
-    return f"{target}{io.suffix}" + (f"+{size[0]}x{size[1]}" if size else "")
+    text = "" if size is None else f"+{size}" if isinstance(size, SizeBounds) else ""
+    if isinstance(size, tuple):
+        text = f"+{size[0]}x{size[1]}"
+    return f"{target}{io.suffix}{text}" + (f"+batch{max_batch}" if max_batch > 1 else "")
 
 
 def plan_export(
@@ -57,35 +69,56 @@ def plan_export(
     out: Path,
     *,
     io: IoContract,
-    size: tuple[int, int] | None,
+    size: Size,
     name: str | None,
+    max_batch: int = 1,
 ) -> list[Step]:
     """Return the steps: a parent before its children, else in the order asked for.
 
     Raises:
         ConfigError: If a target is unknown or options contradict each other.
-        UnsupportedTargetError: If a backend does not offer the precision or the contract.
+        UnsupportedTargetError: If a backend does not offer the precision, the contract or the size.
         ArtifactError: If a destination holds something that is not an artifact, or is not writable.
     """
     wanted = list(dict.fromkeys(ExportTarget.parse(text) for text in targets))
-    _check_options(wanted, size, name)
-    check_model_size(checkpoint.manifest.model, size)
+    _check_options(wanted, size, name, max_batch)
+    static = size if isinstance(size, tuple) else None
+    check_model_size(checkpoint.manifest.model, static)
     for target in wanted:
-        _check_target(target, io, checkpoint.manifest.task)
-    plain = Step(PLAIN, IoContract(), size, out / default_name(PLAIN, IoContract(), size))
+        _check_target(target, io, checkpoint.manifest.task, size)
+    plain = Step(PLAIN, IoContract(), static, out / default_name(PLAIN, IoContract(), static))
     if plain.target in wanted and io == plain.io:
         plain = replace(plain, requested=True, folder=out / (name or plain.folder.name))
     steps = [] if not plain.requested else [plain]
     for target in wanted:
         if target == PLAIN and plain.requested:
             continue
-        folder = out / (name or default_name(target, io, size))
-        parent = plain if _needs_plain(target, io) else None
-        steps.append(Step(target, io, size, folder, parent, requested=True))
+        step = _plan_step(target, io, size, max_batch, out, name)
+        steps.append(replace(step, parent=plain if _needs_plain(target, io) else None))
     if plain not in steps and any(step.parent for step in steps):
         steps.insert(0, plain)
     _check_folders(steps, checkpoint, out)
     return steps
+
+
+def _plan_step(
+    target: ExportTarget, io: IoContract, size: Size, max_batch: int, out: Path, name: str | None
+) -> Step:
+    """Return the step of one target, with what its format makes of size and batch."""
+    limits = BACKENDS.get(target.backend).limits
+    static = size if isinstance(size, tuple) else None
+    bounds = None
+    if limits.bounded and isinstance(size, SizeBounds):
+        bounds = replace(size, max_batch=max_batch)
+    elif limits.bounded and static and max_batch > 1:
+        bounds = SizeBounds(static, static, static, max_batch)
+    is_single = not limits.batches or (limits.bounded and max_batch == 1)
+    shown = bounds if isinstance(size, SizeBounds) else static
+    usual = default_name(target, io, shown, max_batch if bounds else 1)
+    folder = out / (name or usual)
+    return Step(
+        target, io, static, folder, requested=True, bounds=bounds, batch=1 if is_single else None
+    )
 
 
 def _needs_plain(target: ExportTarget, io: IoContract) -> bool:
@@ -96,15 +129,19 @@ def _needs_plain(target: ExportTarget, io: IoContract) -> bool:
 
 
 def _check_options(
-    wanted: Sequence[ExportTarget], size: tuple[int, int] | None, name: str | None
+    wanted: Sequence[ExportTarget], size: Size, name: str | None, max_batch: int
 ) -> None:
     if not wanted:
         raise ConfigError("An export needs at least one target.", hint="E.g. --target onnx-fp32.")
-    if size is not None and not all(MIN_SIZE <= side <= MAX_SIZE for side in size):
+    sides = (*size.least, *size.largest) if isinstance(size, SizeBounds) else size or ()
+    if not all(MIN_SIZE <= side <= MAX_SIZE for side in sides):
+        shown = size if isinstance(size, SizeBounds) else "x".join(map(str, sides))
         raise ConfigError(
-            f"The size {size[0]}x{size[1]} is outside {MIN_SIZE}..{MAX_SIZE}.",
+            f"The size {shown} is outside {MIN_SIZE}..{MAX_SIZE}.",
             hint="Give H x W as in --size 360x480, or --size dynamic.",
         )
+    if not 1 <= max_batch <= MAX_BATCH:
+        raise ConfigError(f"The largest batch must be in 1..{MAX_BATCH}, found {max_batch}.")
     if name is None:
         return
     if len(wanted) > 1:
@@ -130,7 +167,7 @@ def check_model_size(model: str, size: tuple[int, int] | None) -> None:
         )
 
 
-def _check_target(target: ExportTarget, io: IoContract, task: Task) -> None:
+def _check_target(target: ExportTarget, io: IoContract, task: Task, size: Size) -> None:
     backend = BACKENDS.get(target.backend)
     if target.precision not in backend.precisions:
         offered = ", ".join(f"{target.backend}-{p}" for p in backend.precisions)
@@ -140,6 +177,30 @@ def _check_target(target: ExportTarget, io: IoContract, task: Task) -> None:
     if task is Task.MULTILABEL and io.output is not OutputKind.LOGITS:
         raise UnsupportedTargetError(
             "A multilabel prediction is not one label map.", hint="Use --output logits."
+        )
+    _check_limits(target.backend, backend.limits, io, size)
+
+
+def _check_limits(name: str, limits: Limits, io: IoContract, size: Size) -> None:
+    for flag, asked, offered in (
+        ("input", io.input, limits.inputs), ("output", io.output, limits.outputs),
+    ):  # fmt: skip
+        if asked not in offered:
+            raise UnsupportedTargetError(
+                f"{name} cannot express --{flag} {asked}.",
+                hint=f"It offers {', '.join(offered)}.",
+            )
+    if isinstance(size, tuple) or limits.dynamic:
+        return
+    if limits.bounded and size is None:
+        raise UnsupportedTargetError(
+            f"{name} is built for a range of sizes, and --size is dynamic.",
+            hint="Give --size LEAST..LARGEST, e.g. 256x256..1024x1024, or one size, e.g. 360x480.",
+        )
+    if not limits.bounded:
+        raise UnsupportedTargetError(
+            f"{name} is built for one size, and --size is {size or 'dynamic'}.",
+            hint="Give --size HxW, e.g. 360x480.",
         )
 
 

@@ -11,9 +11,10 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from segdeploy.backends import BACKENDS
+from segdeploy.backends import BACKENDS, require_backend
+from segdeploy.backends.isolation import BUILD_LIMIT_S, Builder
 from segdeploy.core.contract import IoContract
-from segdeploy.core.errors import ConfigError
+from segdeploy.core.errors import BuildError, ConfigError, SegDeployError
 from segdeploy.core.folder import Artifact, ModelFolder, load_checkpoint
 from segdeploy.core.lock import run_lock
 from segdeploy.core.target import Precision
@@ -24,7 +25,7 @@ from segdeploy.export.build import (
     reusable_artifact,
 )
 from segdeploy.export.calibration import CalibrationSet, Progress, open_calibration
-from segdeploy.export.plan import Step, plan_export
+from segdeploy.export.plan import Size, Step, plan_export
 from segdeploy.frameworks.torch import require_torch
 
 NUM_CALIBRATION_IMAGES = 32
@@ -36,7 +37,7 @@ class ExportOutcome:
 
     `artifact` is None under `dry_run` where it would have to be built; `reused` says that it was
     (or would be) taken as it stood. `seconds` is what the step took. `requested` is False for a
-    parent that another target needs.
+    parent that another target needs. `error` is why a step of a sweep failed.
     """
 
     target: str
@@ -46,6 +47,7 @@ class ExportOutcome:
     reused: bool
     seconds: float
     requested: bool
+    error: SegDeployError | None = None
 
     def to_dict(self) -> dict[str, Any]:
         """Return one entry of the JSON document of `export`."""
@@ -57,6 +59,7 @@ class ExportOutcome:
             "reused": self.reused,
             "requested": self.requested,
             "size_mib": round(self.artifact.size_mib, 4) if self.artifact else None,
+            "error": str(self.error) if self.error else None,
         }
 
 
@@ -68,10 +71,14 @@ def export(
     calibration: str | None = None,
     num_calibration_images: int = NUM_CALIBRATION_IMAGES,
     io: IoContract | None = None,
-    size: tuple[int, int] | None = None,
+    size: Size = None,
+    max_batch: int = 1,
     name: str | None = None,
     force: bool = False,
     dry_run: bool = False,
+    keep_going: bool = False,
+    build_limit_s: float = BUILD_LIMIT_S,
+    build_memory_mib: float | None = None,
     progress: Progress | None = None,
     report: Callable[[str], object] | None = None,
 ) -> list[ExportOutcome]:
@@ -84,10 +91,14 @@ def export(
         calibration: `name:root` of the data set whose train split chooses int8 ranges.
         num_calibration_images: How many of them, spread over the split.
         io: Input and output contract of every target.
-        size: Fixed (H, W), or None for dynamic shapes.
+        size: Fixed (H, W), bounds of sizes, or None for dynamic shapes.
+        max_batch: Largest batch of a format that is built for a range.
         name: Folder name in place of the usual one, for one target.
         force: Build again even what has not changed.
         dry_run: Only plan: nothing is written.
+        keep_going: Return what failed in the outcomes and go on, instead of raising it.
+        build_limit_s: Longest time of one converter, in seconds.
+        build_memory_mib: Most memory of a converter; default: most of what this process may use.
         progress: Called with (what, done, total) while calibration images are read.
         report: Called with a line for people before each step.
 
@@ -103,23 +114,33 @@ def export(
         BuildError: If a converter fails; what was finished before stays.
     """
     source = load_checkpoint(checkpoint)
-    steps = plan_export(source, targets, out, io=io or IoContract(), size=size, name=name)
-    _require(steps)
+    steps = plan_export(
+        source, targets, out, io=io or IoContract(), size=size, name=name, max_batch=max_batch
+    )
+    versions = _require(steps)
     images = _open_calibration(steps, calibration, num_calibration_images)
-    context = BuildContext(source, images, progress)
+    builder = Builder(build_limit_s, build_memory_mib)
+    context = BuildContext(source, images, progress, builder, versions)
     if dry_run:
-        done = _run(steps, context, force=force, dry_run=True, report=None)
+        done = _run(steps, context, _Choices(force, dry_run=True, keep_going=False))
     else:
-        with run_lock(out):
-            done = _run(steps, context, force=force, dry_run=False, report=report)
+        try:
+            with run_lock(out):
+                choices = _Choices(force, dry_run=False, keep_going=keep_going)
+                done = _run(steps, context, choices, report)
+        finally:
+            builder.stop()
     asked = [str(text) for text in dict.fromkeys(targets)]
     return sorted(done, key=lambda o: asked.index(o.target) if o.requested else len(asked))
 
 
-def _require(steps: Sequence[Step]) -> None:
+def _require(steps: Sequence[Step]) -> dict[str, dict[str, str]]:
+    """Return the versions of packages by backend; raise what is missing."""
     require_torch("onnx", "onnxscript", "safetensors")
-    for step in steps:
-        BACKENDS.get(step.target.backend).require()
+    return {
+        name: require_backend(BACKENDS.get(name))
+        for name in dict.fromkeys(step.target.backend for step in steps)
+    }
 
 
 def _open_calibration(
@@ -138,22 +159,35 @@ def _open_calibration(
     return images
 
 
+@dataclass(frozen=True)
+class _Choices:
+    force: bool
+    dry_run: bool
+    keep_going: bool
+
+
 def _run(
     steps: Sequence[Step],
     context: BuildContext,
-    *,
-    force: bool,
-    dry_run: bool,
-    report: Callable[[str], object] | None,
+    choices: _Choices,
+    report: Callable[[str], object] | None = None,
 ) -> list[ExportOutcome]:
     outcomes: list[ExportOutcome] = []
     made: dict[Path, Artifact | None] = {}
+    failed: dict[Path, SegDeployError] = {}
     for step in steps:
-        parent = context.checkpoint if step.parent is None else made[step.parent.folder]
         start = time.perf_counter()
-        artifact, reused = _take_or_build(
-            step, parent, context, force=force, dry_run=dry_run, report=report
-        )
+        artifact, reused = None, False
+        try:
+            if step.parent is not None and step.parent.folder in failed:
+                raise BuildError(f"{step.label} needs {step.parent.label}, which failed.")
+            parent = context.checkpoint if step.parent is None else made[step.parent.folder]
+            artifact, reused = _take_or_build(step, parent, context, choices, report)
+        except SegDeployError as error:
+            if not choices.keep_going:
+                raise
+            failed[step.folder] = error
+            _say(report, f"{step.label}: failed: {error.message}")
         made[step.folder] = artifact
         outcomes.append(
             ExportOutcome(
@@ -164,6 +198,7 @@ def _run(
                 reused=reused,
                 seconds=time.perf_counter() - start,
                 requested=step.requested,
+                error=failed.get(step.folder),
             )
         )
     return outcomes
@@ -173,20 +208,18 @@ def _take_or_build(
     step: Step,
     parent: ModelFolder | None,
     context: BuildContext,
-    *,
-    force: bool,
-    dry_run: bool,
+    choices: _Choices,
     report: Callable[[str], object] | None,
 ) -> tuple[Artifact | None, bool]:
     """Return (artifact, whether it was reused); under dry_run None stands for one to build."""
     if parent is None:
         return None, False  # Planned only: the parent itself would have to be built.
     wanted = describe_artifact(step, parent, context)
-    found = None if force else reusable_artifact(step, wanted)
+    found = None if choices.force else reusable_artifact(step, wanted)
     if found is not None:
         _say(report, f"{step.label}: reused")
         return found, True
-    if dry_run:
+    if choices.dry_run:
         return None, False
     _say(report, f"{step.label}: building from {parent.path.name}")
     return build_artifact(step, wanted, parent, context), False

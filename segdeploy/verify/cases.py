@@ -14,7 +14,7 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
-from segdeploy.core.contract import InputKind
+from segdeploy.core.contract import InputKind, SizeBounds
 from segdeploy.core.errors import ConfigError
 from segdeploy.core.folder import Artifact
 from segdeploy.core.manifest import Manifest
@@ -67,9 +67,20 @@ def plan_cases(folder: Artifact, data: str | None, num_images: int) -> list[Case
     own = _own_size(images, manifest.preprocess, static, batch or 1)
     cases = [Case("images", images.source, own)]
     if static is None:
-        for n, h, w in ODD_SIZES:
+        for n, h, w in dict.fromkeys(_fit(odd, manifest.bounds) for odd in ODD_SIZES):
             cases.append(_cut_out(images, batch or n, (h, w), manifest.preprocess))
     return cases
+
+
+def _fit(odd: tuple[int, int, int], bounds: SizeBounds | None) -> tuple[int, int, int]:
+    """Return the nearest (N, H, W) that a payload was built for."""
+    if bounds is None:
+        return odd
+    height, width = (
+        min(max(side, low), high)
+        for side, low, high in zip(odd[1:], bounds.least, bounds.largest, strict=True)
+    )
+    return min(odd[0], bounds.max_batch), height, width
 
 
 def input_size(manifest: Manifest) -> tuple[int | None, int | None, int | None]:

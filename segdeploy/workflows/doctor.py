@@ -16,7 +16,7 @@ from importlib import metadata
 from pathlib import Path
 from typing import Any
 
-from segdeploy.backends import BACKENDS
+from segdeploy.backends import BACKENDS, require_backend
 from segdeploy.core.errors import SegDeployError
 from segdeploy.core.folder import installed_versions
 from segdeploy.measure import describe_environment, usable_cores
@@ -127,7 +127,7 @@ def _find_targets() -> list[Finding]:
         try:
             backend = BACKENDS.get(name)
             precisions = [str(precision) for precision in backend.precisions]
-            backend.require()
+            require_backend(backend)
         except SegDeployError as error:
             reason, hint = error.message, error.hint
         except Exception as error:  # noqa: BLE001  a broken install raises anything

@@ -7,14 +7,15 @@ reused and has passed is not verified again, unless other images are asked for b
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
 from segdeploy.core.contract import IoContract
+from segdeploy.core.errors import SegDeployError
 from segdeploy.core.results import ParityReport
 from segdeploy.data import VAL, open_dataset
-from segdeploy.export import NUM_CALIBRATION_IMAGES, ExportOutcome, export
+from segdeploy.export import BUILD_LIMIT_S, NUM_CALIBRATION_IMAGES, ExportOutcome, Size, export
 
 
 @dataclass(frozen=True)
@@ -38,16 +39,22 @@ def export_and_verify(
     calibration: str | None = None,
     num_calibration_images: int = NUM_CALIBRATION_IMAGES,
     io: IoContract | None = None,
-    size: tuple[int, int] | None = None,
+    size: Size = None,
+    max_batch: int = 1,
     name: str | None = None,
     force: bool = False,
     dry_run: bool = False,
     verify: bool = True,
     data: str | None = None,
+    build_limit_s: float = BUILD_LIMIT_S,
+    build_memory_mib: float | None = None,
     progress: Callable[[str, int, int], object] | None = None,
     report: Callable[[str], object] | None = None,
 ) -> list[VerifiedExport]:
     """Export every target and verify each artifact that needs it; failed if any `passed` is False.
+
+    One target that fails raises its error; of several, the others are built, and the errors are in
+    the outcomes.
 
     Args:
         checkpoint: Folder of the trained model.
@@ -56,12 +63,15 @@ def export_and_verify(
         calibration: Data set whose train split chooses int8 ranges.
         num_calibration_images: How many of its images.
         io: Input and output contract.
-        size: Fixed (H, W), or None for dynamic shapes.
+        size: Fixed (H, W), bounds of sizes, or None for dynamic shapes.
+        max_batch: Largest batch of a format that is built for a range.
         name: Folder name, for one target.
         force: Build again even what has not changed.
         dry_run: Only plan.
         verify: False leaves new artifacts without a verdict.
         data: Data set whose val split verify uses; default: the calibration set.
+        build_limit_s: Longest time of one converter, in seconds.
+        build_memory_mib: Most memory of a converter.
         progress: Called with (what, done, total) while images are read.
         report: Called with a line for people before each step.
 
@@ -71,6 +81,7 @@ def export_and_verify(
     images = data or calibration
     if verify and images:
         open_dataset(images, VAL)  # What is not there is told before hours of building.
+    keep_going = len(set(targets)) > 1
     outcomes = export(
         checkpoint,
         targets,
@@ -79,9 +90,13 @@ def export_and_verify(
         num_calibration_images=num_calibration_images,
         io=io,
         size=size,
+        max_batch=max_batch,
         name=name,
         force=force,
         dry_run=dry_run,
+        keep_going=keep_going,
+        build_limit_s=build_limit_s,
+        build_memory_mib=build_memory_mib,
         progress=progress,
         report=report,
     )
@@ -90,7 +105,9 @@ def export_and_verify(
             VerifiedExport(o, o.artifact.manifest.passed if o.artifact else None) for o in outcomes
         ]
     return [
-        _verified(outcome, enabled=verify, data=data, images=images, report=report)
+        _verified(
+            outcome, enabled=verify, keep_going=keep_going, data=data, images=images, report=report
+        )
         for outcome in outcomes
     ]
 
@@ -99,6 +116,7 @@ def _verified(
     outcome: ExportOutcome,
     *,
     enabled: bool,
+    keep_going: bool,
     data: str | None,
     images: str | None,
     report: Callable[[str], object] | None,
@@ -107,9 +125,14 @@ def _verified(
 
     found = outcome.artifact.manifest.passed if outcome.artifact else None
     settled = outcome.reused and found is True and data is None
-    if not enabled or settled:
+    if not enabled or settled or outcome.error is not None:
         return VerifiedExport(outcome, found)
     if report is not None:
         report(f"{outcome.path.name}: verifying")
-    parity = verify(outcome.path, data=images)
+    try:
+        parity = verify(outcome.path, data=images)
+    except SegDeployError as error:
+        if not keep_going:
+            raise
+        return VerifiedExport(replace(outcome, error=error), None)
     return VerifiedExport(outcome, parity.passed, parity)

@@ -14,9 +14,9 @@ import numpy as np
 import pytest
 
 from segdeploy.bench import BenchPlan, bench, measure_interleaved
-from segdeploy.bench.child import Child
 from segdeploy.bench.inputs import choose_sizes, make_batch
 from segdeploy.bench.plan import NUM_BLOCKS
+from segdeploy.core.child import Child, child_environment
 from segdeploy.core.contract import InputKind, IoContract, contract_tensors
 from segdeploy.core.errors import (
     ArtifactError,
@@ -35,6 +35,7 @@ PLUGIN = """
 import json, os, sys, time
 from pathlib import Path
 from segdeploy.core.errors import BackendUnavailableError
+from segdeploy.core.session import Backend as Base
 
 class Session:
     def __init__(self, folder):
@@ -61,9 +62,8 @@ class Session:
 
     def close(self): pass
 
-class Backend:
+class Backend(Base):
     name = "fake"
-    source = "checkpoint"
     precisions = ()
     payload_name = "payload.json"
     def require(self): pass
@@ -220,8 +220,8 @@ def test_an_error_of_ours_keeps_its_type_across_processes(tmp_path: Path) -> Non
     assert str(folder) in caught.value.message
 
 
-def test_a_worker_ends_when_its_parent_is_gone(tmp_path: Path) -> None:
-    with Child(tmp_path, 1, 30) as child:
+def test_a_worker_ends_when_its_parent_is_gone() -> None:
+    with Child("segdeploy.bench.worker", environment=child_environment(1)) as child:
         child._stdin.close()
         assert child._process.wait(timeout=30) == 0
 

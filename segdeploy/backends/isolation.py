@@ -1,0 +1,244 @@
+"""Foreign code in a process of its own: builds of every backend, sessions of foreign runtimes.
+
+A backend whose packages cannot share this environment (`Backend.environment`) works in a second
+one. Its interpreter is named by `SEGDEPLOY_PYTHON_<NAME>`, or stands in the usual place below the
+user's data folder; `segdeploy doctor` prints the commands that make it.
+"""
+
+from __future__ import annotations
+
+import os
+import shlex
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+from segdeploy.backends import worker
+from segdeploy.backends.batch import check_batch
+from segdeploy.core.child import Child, ChildFailedError, child_environment
+from segdeploy.core.contract import TensorSpec
+from segdeploy.core.errors import ArtifactError, BackendUnavailableError, BuildError
+from segdeploy.core.folder import ModelFolder
+from segdeploy.core.session import Array, Backend, BuildRequest
+from segdeploy.measure.environment import memory_limit_mib
+
+WORKER = worker.__name__
+IN_PROCESS = "SEGDEPLOY_IN_PROCESS"
+"""Variable for debuggers: `1` builds and opens in the process itself, without any protection."""
+BUILD_LIMIT_S, RUN_LIMIT_S, _REQUIRE_LIMIT_S = 1800.0, 600.0, 120.0
+_MEMORY_SHARE = 0.9
+
+
+def is_in_process() -> bool:
+    """Return whether isolation is switched off."""
+    return os.environ.get(IN_PROCESS, "") not in {"", "0"}
+
+
+def usual_python(environment: str) -> Path:
+    """Return where the interpreter of a second environment stands if no variable names it."""
+    data = os.environ.get("XDG_DATA_HOME") or str(Path.home() / ".local" / "share")
+    return Path(data) / "segdeploy" / "environments" / environment / "bin" / "python"
+
+
+def python_variable(environment: str) -> str:
+    """Return the variable that names the interpreter of a second environment."""
+    return f"SEGDEPLOY_PYTHON_{environment.upper().replace('-', '_')}"
+
+
+def setup_commands(environment: str, extras: str) -> list[str]:
+    """Return the commands that make a second environment with these extras of segdeploy."""
+    from importlib import metadata
+
+    folder = usual_python(environment).parents[1]
+    source = Path(__file__).parents[2]
+    is_checkout = (source / "pyproject.toml").is_file()
+    version = metadata.version("segdeploy")
+    package = f"--editable {source}[{extras}]" if is_checkout else f"segdeploy[{extras}]=={version}"
+    return [f"python -m venv {shlex.quote(str(folder))}", f"{folder}/bin/pip install '{package}'"]
+
+
+def find_python_of(environment: str | None, extras: str = "") -> str:
+    """Return the interpreter that a backend works in; None is this one.
+
+    Raises:
+        BackendUnavailableError: If the second environment is not there; the hint makes it.
+    """
+    if environment is None:
+        return sys.executable
+    named = os.environ.get(python_variable(environment))
+    python = Path(named) if named else usual_python(environment)
+    if os.access(python, os.X_OK) and python.is_file():
+        return str(python)
+    raise BackendUnavailableError(
+        f"{environment} needs an environment of its own, and {python} is no interpreter.",
+        hint="Make it:\n  "
+        + "\n  ".join(setup_commands(environment, extras or environment))
+        + f"\nor set {python_variable(environment)} to the python of one.",
+    )
+
+
+def find_python(folder: ModelFolder) -> str:
+    """Return the interpreter that a model folder is run by."""
+    from segdeploy.backends import find_backend
+
+    backend = find_backend(folder)
+    return sys.executable if backend is None else find_python_of(backend.environment)
+
+
+def require_elsewhere(backend: Backend) -> dict[str, str]:
+    """Return the versions of a backend's packages in its second environment.
+
+    Raises:
+        BackendUnavailableError: If the environment or a package in it is missing.
+    """
+    python = find_python_of(backend.environment)
+    with _start(python, None) as child:
+        try:
+            answer, _ = child.ask(
+                {"do": "require", "backend": backend.name}, limit_s=_REQUIRE_LIMIT_S
+            )
+        except ChildFailedError as error:
+            raise BackendUnavailableError(
+                f"{python} cannot work for {backend.name}: its process {error.reason}.",
+                hint=f"{error.log}\nInstall segdeploy[{backend.environment}] there.".strip(),
+            ) from error
+    versions: dict[str, str] = answer["versions"]
+    return versions
+
+
+def memory_limit() -> float | None:
+    """Return the usual memory limit of a child: most of what this process may use, in MiB."""
+    found = memory_limit_mib()
+    if found is None:
+        try:
+            found = os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE") / 2**20
+        except (ValueError, OSError):
+            return None
+    return _MEMORY_SHARE * found
+
+
+def _start(python: str, memory_mib: float | None, threads: int | None = None) -> Child:
+    return Child(
+        WORKER,
+        python=python,
+        environment=child_environment(threads, python),
+        memory_mib=memory_limit() if memory_mib is None else memory_mib,
+    )
+
+
+class Builder:
+    """Builds payloads in a child process, one after the other; a new one follows a failure.
+
+    Args:
+        limit_s: Longest time of one build, in seconds.
+        memory_mib: Most memory of a build; None is most of what this process may use.
+    """
+
+    def __init__(self, limit_s: float = BUILD_LIMIT_S, memory_mib: float | None = None) -> None:
+        self._limit_s = limit_s
+        self._memory_mib = memory_mib
+        self._child: Child | None = None
+        self._python = ""
+
+    def build(self, backend: Backend, request: BuildRequest) -> None:
+        """Let a backend write its payload.
+
+        Raises:
+            BuildError: If the converter fails, crashes, or hits a limit; with the tail of its log.
+            SegDeployError: What the backend itself raises.
+        """
+        if is_in_process():
+            worker.build_here(backend, request)
+            return
+        python = find_python_of(backend.environment)
+        if self._child is None or python != self._python:
+            self.stop()
+            self._child, self._python = _start(python, self._memory_mib), python
+        plain = worker.encode_request(request)
+        try:
+            self._child.ask(
+                {"do": "build", "backend": backend.name, "request": plain}, limit_s=self._limit_s
+            )
+        except ChildFailedError as error:
+            self.stop()
+            raise BuildError(
+                f"{backend.name} failed to build {request.payload.name}: its process "
+                f"{error.reason}.",
+                log=error.log,
+            ) from error
+        except BaseException:
+            self.stop()  # What it left behind in the process must not reach the next build.
+            raise
+
+    def stop(self) -> None:
+        """End the child."""
+        if self._child is not None:
+            self._child.stop()
+        self._child = None
+
+
+class IsolatedSession:
+    """A session that lives in a child process."""
+
+    def __init__(self, child: Child, folder: ModelFolder) -> None:
+        self._child = child
+        self._folder = folder
+        self.inputs: tuple[TensorSpec, ...] = folder.manifest.inputs
+        self.outputs: tuple[TensorSpec, ...] = folder.manifest.outputs
+
+    def run(self, batch: Array) -> dict[str, Array]:
+        """Return the outputs by name."""
+        check_batch(batch, self.inputs[0])
+        _, arrays = self._ask({"do": "run"}, [batch])
+        return {spec.name: array for spec, array in zip(self.outputs, arrays, strict=True)}
+
+    def bind(self, batch: Array) -> Callable[[], None]:
+        """Return a call that runs this batch once; the way to the child is part of its time."""
+        check_batch(batch, self.inputs[0])
+        self._ask({"do": "bind"}, [batch])
+
+        def call() -> None:
+            self._ask({"do": "call"})
+
+        return call
+
+    def close(self) -> None:
+        """End the child."""
+        self._child.stop()
+
+    def _ask(self, request: dict[str, Any], arrays: list[Array] | None = None) -> Any:
+        try:
+            return self._child.ask(request, arrays or [], limit_s=RUN_LIMIT_S)
+        except ChildFailedError as error:
+            self.close()
+            raise _failed(self._folder, error) from error
+        except (ValueError, OSError) as error:
+            raise ArtifactError("The session is closed.") from error
+
+
+def _failed(folder: ModelFolder, error: ChildFailedError) -> ArtifactError:
+    log = f"The end of its log:\n{error.log}" if error.log else "It wrote no log."
+    return ArtifactError(
+        f"The runtime of {folder.path} crashed: its process {error.reason}.", hint=log
+    )
+
+
+def open_isolated(folder: ModelFolder, device: str, python: str) -> IsolatedSession:
+    """Open a model folder in a child process.
+
+    Raises:
+        ArtifactError: If the runtime crashes, or the payload cannot be read.
+        SegDeployError: What the backend itself raises.
+    """
+    child = _start(python, None)
+    try:
+        path = str(folder.path.resolve())
+        child.ask({"do": "open", "path": path, "device": device}, limit_s=RUN_LIMIT_S)
+    except ChildFailedError as error:
+        child.stop()
+        raise _failed(folder, error) from error
+    except BaseException:
+        child.stop()
+        raise
+    return IsolatedSession(child, folder)
