@@ -14,25 +14,28 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-from segdeploy.backends import worker
 from segdeploy.backends.batch import check_batch
+import msgspec
+
+from segdeploy.backends.requests import build_here, encode_request
 from segdeploy.core.child import Child, ChildFailedError, child_environment
 from segdeploy.core.contract import TensorSpec
 from segdeploy.core.errors import ArtifactError, BackendUnavailableError, BuildError
-from segdeploy.core.folder import ModelFolder
+from segdeploy.core.folder import ModelFolder, installed_versions
+from segdeploy.core.foreign import ForeignGraph
 from segdeploy.core.session import Array, Backend, BuildRequest
 from segdeploy.measure.environment import memory_limit_mib
 
-WORKER = worker.__name__
+WORKER = "segdeploy.backends.worker"
 IN_PROCESS = "SEGDEPLOY_IN_PROCESS"
 """Variable for debuggers: `1` builds and opens in the process itself, without any protection."""
 BUILD_LIMIT_S, RUN_LIMIT_S, _REQUIRE_LIMIT_S = 1800.0, 600.0, 120.0
 _MEMORY_SHARE = 0.9
 
 
-def is_in_process() -> bool:
-    """Return whether isolation is switched off."""
-    return os.environ.get(IN_PROCESS, "") not in {"", "0"}
+def is_in_process(environment: str | None = None) -> bool:
+    """Return whether isolation is switched off; what lives in a second environment cannot be."""
+    return environment is None and os.environ.get(IN_PROCESS, "") not in {"", "0"}
 
 
 def usual_python(environment: str) -> Path:
@@ -46,16 +49,27 @@ def python_variable(environment: str) -> str:
     return f"SEGDEPLOY_PYTHON_{environment.upper().replace('-', '_')}"
 
 
-def setup_commands(environment: str, extras: str) -> list[str]:
-    """Return the commands that make a second environment with these extras of segdeploy."""
-    from importlib import metadata
+_PINNED = ("torch", "torchvision")
 
+
+def setup_commands(environment: str, extras: str) -> list[str]:
+    """Return the commands that make a second environment with these extras of segdeploy.
+
+    Torch is pinned to the version that runs here: both environments then trace the same module,
+    and pip does not fetch a CUDA build of several GB because the range is open.
+    """
     folder = usual_python(environment).parents[1]
     source = Path(__file__).parents[2]
     is_checkout = (source / "pyproject.toml").is_file()
-    version = metadata.version("segdeploy")
-    package = f"--editable {source}[{extras}]" if is_checkout else f"segdeploy[{extras}]=={version}"
-    return [f"python -m venv {shlex.quote(str(folder))}", f"{folder}/bin/pip install '{package}'"]
+    pinned = [f"{n}=={v.partition('+')[0]}" for n, v in installed_versions(_PINNED).items()]
+    version = installed_versions(["segdeploy"])["segdeploy"]
+    package = (
+        ["--editable", f"{source}[{extras}]"]
+        if is_checkout
+        else [f"segdeploy[{extras}]=={version}"]
+    )
+    pip = [str(folder / "bin" / "pip"), "install", *pinned, *package]
+    return [shlex.join([sys.executable, "-m", "venv", str(folder)]), shlex.join(pip)]
 
 
 def find_python_of(environment: str | None, extras: str = "") -> str:
@@ -72,9 +86,8 @@ def find_python_of(environment: str | None, extras: str = "") -> str:
         return str(python)
     raise BackendUnavailableError(
         f"{environment} needs an environment of its own, and {python} is no interpreter.",
-        hint="Make it:\n  "
-        + "\n  ".join(setup_commands(environment, extras or environment))
-        + f"\nor set {python_variable(environment)} to the python of one.",
+        hint=f"Make it:\n  {_commands(environment, extras)}\n"
+        f"or set {python_variable(environment)} to the python of one.",
     )
 
 
@@ -90,21 +103,43 @@ def require_elsewhere(backend: Backend) -> dict[str, str]:
     """Return the versions of a backend's packages in its second environment.
 
     Raises:
-        BackendUnavailableError: If the environment or a package in it is missing.
+        BackendUnavailableError: If the environment or a package in it is missing, or it holds
+            another segdeploy than this one.
     """
     python = find_python_of(backend.environment)
-    with _start(python, None) as child:
-        try:
+    try:
+        with _start(python, None) as child:
             answer, _ = child.ask(
                 {"do": "require", "backend": backend.name}, limit_s=_REQUIRE_LIMIT_S
             )
-        except ChildFailedError as error:
-            raise BackendUnavailableError(
-                f"{python} cannot work for {backend.name}: its process {error.reason}.",
-                hint=f"{error.log}\nInstall segdeploy[{backend.environment}] there.".strip(),
-            ) from error
+    except (ChildFailedError, OSError) as error:
+        raise _unusable(backend, python, error) from error
+    ours, theirs = installed_versions(["segdeploy"]), answer["segdeploy"]
+    if theirs != ours:
+        raise BackendUnavailableError(
+            f"{python} has segdeploy {theirs.get('segdeploy', 'of unknown version')}, and this is "
+            f"{ours.get('segdeploy', 'of unknown version')}: the two would not understand each "
+            "other.",
+            hint=f"Make its environment again:\n  {_commands(backend.environment)}",
+        )
     versions: dict[str, str] = answer["versions"]
     return versions
+
+
+def _unusable(
+    backend: Backend, python: str, error: ChildFailedError | OSError
+) -> BackendUnavailableError:
+    how = f"its process {error.reason}" if isinstance(error, ChildFailedError) else str(error)
+    log = f"{error.log}\n" if isinstance(error, ChildFailedError) and error.log else ""
+    return BackendUnavailableError(
+        f"{python} cannot work for {backend.name}: {how}.",
+        hint=f"{log}Make its environment again:\n  {_commands(backend.environment)}",
+    )
+
+
+def _commands(environment: str | None, extras: str = "") -> str:
+    name = environment or ""
+    return "\n  ".join(setup_commands(name, extras or name))
 
 
 def memory_limit() -> float | None:
@@ -148,14 +183,14 @@ class Builder:
             BuildError: If the converter fails, crashes, or hits a limit; with the tail of its log.
             SegDeployError: What the backend itself raises.
         """
-        if is_in_process():
-            worker.build_here(backend, request)
+        if is_in_process(backend.environment):
+            build_here(backend, request)
             return
         python = find_python_of(backend.environment)
         if self._child is None or python != self._python:
             self.stop()
             self._child, self._python = _start(python, self._memory_mib), python
-        plain = worker.encode_request(request)
+        plain = encode_request(request)
         try:
             self._child.ask(
                 {"do": "build", "backend": backend.name, "request": plain}, limit_s=self._limit_s
@@ -176,6 +211,28 @@ class Builder:
         if self._child is not None:
             self._child.stop()
         self._child = None
+
+
+def inspect_foreign(path: Path, wanted: dict[str, Any]) -> ForeignGraph:
+    """Return the facts of a foreign ONNX file, found in a child process.
+
+    Raises:
+        ArtifactError: If it cannot be read, or reading or running it crashes.
+        SegDeployError: As `foreign_inspect.inspect_file`.
+    """
+    plain = {"do": "inspect", "path": str(path), "wanted": msgspec.to_builtins(wanted)}
+    if is_in_process():
+        from segdeploy.backends.foreign_inspect import inspect_request
+
+        return msgspec.convert(inspect_request(plain), ForeignGraph)
+    with _start(find_python_of(None), None) as child:
+        try:
+            answer, _ = child.ask(plain, limit_s=RUN_LIMIT_S)
+        except ChildFailedError as error:
+            raise ArtifactError(
+                f"{path} cannot be read or run: the process {error.reason}.", hint=error.log
+            ) from error
+    return msgspec.convert(answer, ForeignGraph)
 
 
 class IsolatedSession:

@@ -13,6 +13,7 @@ from segdeploy.backends.batch import check_batch
 from segdeploy.backends.pytorch import require_device, to_device, wait_for_device
 from segdeploy.core.contract import InputKind, TensorSpec
 from segdeploy.core.errors import ArtifactError, BuildError
+from segdeploy.core.files import canonical_json
 from segdeploy.core.folder import ModelFolder
 from segdeploy.core.session import Array, Backend, BuildRequest, Session
 from segdeploy.core.target import Precision
@@ -23,6 +24,8 @@ if TYPE_CHECKING:
     import torch
 
 _SAMPLE_SIZE = (96, 128)
+FACTS = "segdeploy.json"
+"""Name of the extra file that says what the module is."""
 
 
 class TorchScriptSession:
@@ -116,7 +119,9 @@ class TorchScriptBackend(Backend):
         if request.io.input is InputKind.IMAGE:
             sample = torch.zeros(2, height, width, 3, dtype=torch.uint8)
         try:
-            save_script(trace_module(module, sample), request.payload)
+            script = trace_module(module, sample)
+            facts = canonical_json(request.options.get("facts", {})).decode()
+            save_script(script, request.payload, {FACTS: facts})
         except (RuntimeError, TypeError, ValueError) as error:
             raise BuildError(
                 f"torch.jit cannot trace {manifest.model}.", log=str(error)[-2000:]

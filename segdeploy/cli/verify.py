@@ -1,4 +1,4 @@
-"""`segdeploy verify`: is an artifact as good as its reference? Exit 1 if not."""
+"""`segdeploy verify`: is an artifact as good as its reference, a run whole? Exit 1 if not."""
 
 from __future__ import annotations
 
@@ -9,14 +9,18 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from segdeploy.cli.app import ALLOW_CODE, JSON, app, emit, say
+from segdeploy.core.errors import ConfigError
 
 if TYPE_CHECKING:
     from segdeploy.core.results import ParityReport
+    from segdeploy.verify import RunCheck
 
 
 @app.command()
 def verify(
-    artifact: Annotated[Path, typer.Argument(help="Artifact folder.")],
+    artifact: Annotated[
+        Path, typer.Argument(help="Artifact folder; or a run folder, whose digests are checked.")
+    ],
     *,
     against: Annotated[
         Path | None, typer.Option(help="Reference folder; default: the checkpoint it came from.")
@@ -31,8 +35,12 @@ def verify(
 ) -> None:
     """Compare an artifact with its reference, in decisions."""
     from segdeploy.frameworks.progress import progress_bars
+    from segdeploy.verify import is_run
     from segdeploy.verify import verify as run_verify
 
+    if is_run(artifact):
+        _verify_run(artifact, against or data, as_json)
+        return
     num_batches = count(1)
     with progress_bars() as advance:
         report = run_verify(
@@ -48,6 +56,42 @@ def verify(
         broken = ", ".join(f.rule for f in report.failures)
         say(f"error: {artifact} differs from its reference: {broken}")
         raise typer.Exit(1)
+
+
+def _verify_run(run: Path, asked: object, as_json: bool) -> None:
+    from segdeploy.verify import verify_run
+
+    if asked:
+        raise ConfigError(
+            f"{run} is a run folder: its digests are checked, and nothing is compared.",
+            hint="Give one artifact of it, or leave out --against and --data.",
+        )
+    found = verify_run(run)
+    emit(found.to_dict(), as_json, lambda: _render_run(found))
+    if not found:
+        broken = ", ".join(folder.name for folder in found.folders if folder.problems)
+        say(f"error: {run} is not whole: {broken}")
+        raise typer.Exit(1)
+
+
+def _render_run(found: RunCheck) -> None:
+    from rich.console import Console
+    from rich.markup import escape
+    from rich.table import Table
+
+    table = Table(title=escape(found.run))
+    for heading in ("folder", "identity", "made from", "files", "parity", "digests"):
+        table.add_column(heading, overflow="fold")
+    for folder in found.folders:
+        table.add_row(
+            escape(folder.name),
+            (folder.digest or "-")[:12],
+            " > ".join(folder.lineage) or "-",
+            str(folder.num_files),
+            {None: "-", True: "passed", False: "failed"}[folder.passed],
+            "[green]whole[/]" if not folder.problems else escape("; ".join(folder.problems)),
+        )
+    Console().print(table)
 
 
 def _render(report: ParityReport) -> None:

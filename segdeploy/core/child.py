@@ -262,11 +262,21 @@ def read_message(stream: BinaryIO) -> tuple[dict[str, Any], list[Array]] | None:
     return header, arrays
 
 
+_is_child = False
+
+
+def is_child() -> bool:
+    """Return whether this process is such a child, whose standard error is a log."""
+    return _is_child
+
+
 class Worker:
     """Answers requests: the method named by `do` gets the request and its arrays."""
 
     def serve(self) -> None:
         """Answer the parent until it is gone; our own errors travel as data."""
+        global _is_child  # noqa: PLW0603  a fact about the process
+        _is_child = True
         requests, sys.stdin = sys.stdin.buffer, os.fdopen(os.open(os.devnull, 0))
         try:
             with os.fdopen(int(sys.argv[1]), "wb") as answers:

@@ -21,10 +21,11 @@ from segdeploy.core.errors import (
     ManifestError,
 )
 from segdeploy.core.files import replacing_directory, sha256_file, write_bytes, write_errors
-from segdeploy.core.manifest import Link, Manifest, decode_manifest, encode_manifest
+from segdeploy.core.manifest import Ancestor, Link, Manifest, decode_manifest, encode_manifest
 
 MANIFEST = "manifest.json"
 WEIGHTS = "weights.safetensors"
+FOREIGN_SOURCE = "source.json"
 
 
 @dataclass(frozen=True)
@@ -37,7 +38,8 @@ class ModelFolder:
     @property
     def name(self) -> str:
         """What reports call it: the target of an artifact, `pytorch-fp32` for a checkpoint."""
-        return self.manifest.target or "pytorch-fp32"
+        usual = "original-onnx" if FOREIGN_SOURCE in self.manifest.files else "pytorch-fp32"
+        return self.manifest.target or usual
 
     @property
     def payload(self) -> Path:
@@ -48,6 +50,12 @@ class ModelFolder:
     def size_mib(self) -> float:
         """Size of all files of the manifest, in MiB."""
         return sum((self.path / f).stat().st_size for f in self.manifest.files) / 2**20
+
+    @property
+    def ancestors(self) -> tuple[Ancestor, ...]:
+        """The lineage of what is made from this folder: all before it, and itself."""
+        own = Ancestor(self.name, self.manifest.digest, dict(self.manifest.files))
+        return (*self.manifest.lineage, own)
 
     def link_from(self, folder: Path) -> Link:
         """Return a link to this folder as seen from another."""

@@ -35,17 +35,30 @@ class Link:
     hint: str
 
 
+@dataclass(frozen=True)
+class Ancestor:
+    """A model folder that another was made from: enough to know it when it is not there.
+
+    `name` is its target, or `pytorch-fp32` of a checkpoint; `files` maps names to sha256.
+    """
+
+    name: str
+    digest: str
+    files: dict[str, str]
+
+
 @dataclass(frozen=True, kw_only=True)
 class Manifest:
     """All that is known of a model folder.
 
     `classes` are the K label names; a binary task has one (the foreground). `files` maps bare
     names to sha256. `parent` is what it was converted from, `reference` the checkpoint that
-    defines right. `build_key` is the digest of everything a stage depended on; equal key, same
-    work. `companions` maps further files of the folder (recipe, training state, calibration) to
-    sha256: no part of the identity, checked by who reads them. `bounds` limits dynamic sizes.
-    `passed` is the verdict of verify, None before. `trained` is False for weights that were never
-    trained, which parity judges by the noise floor only.
+    defines right, `lineage` all ancestors from that checkpoint to the parent. `build_key` is the
+    digest of everything a stage depended on; equal key, same work. `companions` maps further files
+    of the folder (recipe, training state, calibration) to sha256: no part of the identity, checked
+    by who reads them. `bounds` limits dynamic sizes. `passed` is the verdict of verify, None
+    before. `trained` is False for weights that were never trained, which parity judges by the noise
+    floor only.
     """
 
     kind: Literal["checkpoint", "artifact"]
@@ -60,6 +73,7 @@ class Manifest:
     target: str | None = None
     parent: Link | None = None
     reference: Link | None = None
+    lineage: tuple[Ancestor, ...] = ()
     design_size: tuple[int, int] | None = None
     bounds: SizeBounds | None = None
     trained: bool = True

@@ -37,7 +37,7 @@ from segdeploy.core.target import Precision
 from segdeploy.export.calibration import CALIBRATION, CalibrationSet, Progress, describe
 from segdeploy.export.plan import Step
 
-RECIPE = 2  # Raise it when the same inputs give another graph: older artifacts are then rebuilt.
+RECIPE = 3  # Raise it when the same inputs give another graph: older artifacts are then rebuilt.
 
 
 @dataclass(frozen=True)
@@ -89,6 +89,7 @@ def describe_artifact(step: Step, parent: ModelFolder, context: BuildContext) ->
         target=str(step.target),
         parent=parent.link_from(step.folder),
         reference=context.checkpoint.link_from(step.folder),
+        lineage=parent.ancestors,
         design_size=step.size or (step.bounds.usual if step.bounds else source.design_size),
         bounds=step.bounds,
         trained=source.trained,
@@ -176,7 +177,7 @@ def _write_batches(
 def _facts(manifest: Manifest) -> dict[str, Any]:
     """What a graph tells about itself (its metadata)."""
     plain = msgspec.to_builtins(manifest)
-    names = ("model", "task", "classes", "preprocess", "io", "target", "note")
+    names = ("model", "task", "classes", "preprocess", "io", "target", "note", "lineage")
     return {name: plain[name] for name in names if plain[name]}
 
 
@@ -201,5 +202,6 @@ def _finished_graph(
         write_json(folder / CALIBRATION, describe(context.calibration, found))
         return found
 
-    graph = convert_precision(plain, step.target.precision, ranges)
+    rest = BACKENDS.get(step.target.backend).rest
+    graph = convert_precision(plain, step.target.precision, ranges, rest)
     return graph_bytes(apply_contract(graph, step.io, wanted))

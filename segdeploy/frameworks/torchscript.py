@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import io
 import warnings
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -35,15 +35,15 @@ def trace_module(module: nn.Module, sample: Tensor) -> Any:
         return torch.jit.freeze(traced.eval())
 
 
-def save_script(script: Any, path: Path) -> None:
-    """Write a TorchScript module to a file.
+def save_script(script: Any, path: Path, extra_files: Mapping[str, str]) -> None:
+    """Write a TorchScript module to a file, with texts that travel inside it.
 
     Through memory: torch's own writer aborts the whole process when the disk is full.
     """
     torch = require_torch()
     buffer = io.BytesIO()
     with _no_warnings():
-        torch.jit.save(script, buffer)
+        torch.jit.save(script, buffer, _extra_files=dict(extra_files))
     path.write_bytes(buffer.getbuffer())
 
 

@@ -2,10 +2,12 @@
 
 report = verify(Path("runs/a/onnx-int8"), data="camvid:data/camvid")
 bool(report), report.flip_rate, report.failures
+verify_run(Path("runs/a")).folders  # every digest, up to the checkpoint; nothing is run
 """
 
 from __future__ import annotations
 
+from segdeploy.verify.lineage import RunCheck, is_run, verify_run
 from segdeploy.verify.stage import compare_folders, verify
 
-__all__ = ["compare_folders", "verify"]
+__all__ = ["RunCheck", "compare_folders", "is_run", "verify", "verify_run"]

@@ -16,6 +16,7 @@ from segdeploy.backends import open_session
 from segdeploy.core.contract import OutputKind
 from segdeploy.core.errors import ArtifactError, BackendUnavailableError, ConfigError
 from segdeploy.core.folder import Artifact, Checkpoint, ModelFolder, find_linked
+from segdeploy.core.foreign import is_foreign
 from segdeploy.core.manifest import Manifest
 from segdeploy.core.session import Array, Session
 from segdeploy.core.target import ExportTarget, Precision
@@ -148,7 +149,7 @@ class _ExactModule:
         weights: ModelFolder | None = reference.folder
         if isinstance(weights, Artifact):
             weights = find_linked(weights, weights.manifest.reference)
-        if not isinstance(weights, Checkpoint):
+        if not isinstance(weights, Checkpoint) or is_foreign(weights):
             return None
         try:
             require_torch("torchvision", "safetensors")
