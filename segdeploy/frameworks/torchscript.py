@@ -38,13 +38,31 @@ def trace_module(module: nn.Module, sample: Tensor) -> Any:
 def save_script(script: Any, path: Path, extra_files: Mapping[str, str]) -> None:
     """Write a TorchScript module to a file, with texts that travel inside it.
 
-    Through memory: torch's own writer aborts the whole process when the disk is full.
+    Through memory: torch's own writer aborts the whole process when the disk is full. Without the
+    debug records, which hold stack traces and paths of this machine: equal modules, equal bytes.
     """
     torch = require_torch()
     buffer = io.BytesIO()
     with _no_warnings():
         torch.jit.save(script, buffer, _extra_files=dict(extra_files))
-    path.write_bytes(buffer.getbuffer())
+    path.write_bytes(_without_debug_records(buffer).getbuffer())
+
+
+_OWN_RECORDS = ("version", "byteorder", ".data/serialization_id")  # The writer adds these itself.
+
+
+def _without_debug_records(archive: io.BytesIO) -> io.BytesIO:
+    torch = require_torch()
+    archive.seek(0)
+    reader = torch._C.PyTorchFileReader(archive)  # noqa: SLF001  jit.save has no such option
+    kept = io.BytesIO()
+    writer = torch._C.PyTorchFileWriter(kept)  # noqa: SLF001
+    for name in reader.get_all_records():
+        if name not in _OWN_RECORDS and not name.endswith(".debug_pkl"):
+            content = reader.get_record(name)
+            writer.write_record(name, content, len(content))
+    writer.write_end_of_file()
+    return kept
 
 
 def load_script(path: Path, device: str) -> Any:

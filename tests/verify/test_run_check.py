@@ -1,0 +1,89 @@
+"""`verify RUN`: every digest, from the artifacts up to the checkpoint."""
+
+from __future__ import annotations
+
+import json
+import shutil
+from pathlib import Path
+
+import pytest
+
+from segdeploy.core.errors import ArtifactError
+from segdeploy.core.folder import Checkpoint, load_artifact
+from segdeploy.export import export
+from segdeploy.verify import RunCheck, verify_run
+
+
+@pytest.fixture(scope="module")
+def finished(tiny_checkpoint: Checkpoint, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A run of a checkpoint, onnx-fp32 and its child onnx-int8, with its calibration."""
+    run: Path = tmp_path_factory.mktemp("finished") / "run"
+    shutil.copytree(tiny_checkpoint.path, run / "checkpoint")
+    export(
+        run / "checkpoint", ["onnx-int8"], run, calibration="synthetic:64x96",
+        num_calibration_images=2,
+    )  # fmt: skip
+    return run
+
+
+@pytest.fixture
+def run(finished: Path, tmp_path: Path) -> Path:
+    """A copy of it that a test may damage."""
+    shutil.copytree(finished, tmp_path / "run")
+    return tmp_path / "run"
+
+
+def _problems(found: RunCheck) -> dict[str, str]:
+    return {folder.name: "; ".join(folder.problems) for folder in found.folders if folder.problems}
+
+
+def test_a_whole_run_names_every_ancestor(run: Path) -> None:
+    found = verify_run(run)
+    assert found
+    assert {f.name: f.lineage for f in found.folders} == {
+        "checkpoint": [],
+        "onnx-fp32": ["pytorch-fp32"],
+        "onnx-int8": ["pytorch-fp32", "onnx-fp32"],
+    }
+    lineage = load_artifact(run / "onnx-int8").manifest.lineage
+    weights = load_artifact(run / "onnx-fp32").manifest.files
+    assert lineage[1].files == weights
+    assert json.loads(json.dumps(found.to_dict()))["passed"] is True
+
+
+@pytest.mark.parametrize(
+    ("file", "broken"),
+    [
+        ("checkpoint/weights.safetensors", {"checkpoint", "onnx-fp32", "onnx-int8"}),
+        ("onnx-fp32/model.onnx", {"onnx-fp32", "onnx-int8"}),
+        ("onnx-int8/model.onnx", {"onnx-int8"}),
+        ("onnx-int8/calibration.json", {"onnx-int8"}),
+    ],
+)
+def test_one_changed_byte_is_found_in_the_folder_and_in_all_that_came_of_it(
+    run: Path, file: str, broken: set[str]
+) -> None:
+    content = bytearray((run / file).read_bytes())
+    content[len(content) // 2] ^= 1
+    (run / file).write_bytes(content)
+    assert set(_problems(verify_run(run))) == broken
+
+
+def test_a_missing_ancestor_and_a_foreign_one_are_found(run: Path) -> None:
+    shutil.rmtree(run / "onnx-fp32")
+    found = _problems(verify_run(run))
+    assert list(found) == ["onnx-int8"]
+    assert "onnx-fp32" in found["onnx-int8"]
+
+
+def test_results_of_another_payload_are_found(run: Path) -> None:
+    (run / "onnx-fp32" / "bench.json").write_text('{"environment": {"artifact": "0123"}}')
+    (run / "onnx-int8" / "parity.json").write_text('{"reference": "pytorch-fp32@000000000000"}')
+    found = _problems(verify_run(run))
+    assert "bench.json" in found["onnx-fp32"]
+    assert "parity.json" in found["onnx-int8"]
+
+
+def test_an_empty_folder_is_no_run(tmp_path: Path) -> None:
+    with pytest.raises(ArtifactError, match="no checkpoint and no artifact"):
+        verify_run(tmp_path)
