@@ -187,6 +187,52 @@ def trained() -> str:
     return "\n".join(lines)
 
 
+def targets() -> str:
+    found = read("target_matrix")
+    base = {r["model"]: r.get("mean_iou") for r in found["rows"] if r["target"] == "onnx-fp32"}
+    lines = [
+        "| model | target | build, s | MiB | flips | hard flips | / eager | mIoU | points |",
+        "|---" * 9 + "|",
+    ]
+    lines += [_target_row(row, base[row["model"]]) for row in found["rows"]]
+    height, width = found["size"]
+    cpus = sorted({e["cpu"] for e in found["bench_environment"].values()})
+    lines.append(
+        f"\n{height}x{width}, batch 1, {found['threads']} threads, on {', '.join(cpus)}. "
+        "`/ eager`: latency against eager PyTorch, one interleaved run per model. Points: mIoU on "
+        "CamVid's validation split against onnx-fp32 of the same size, for trained weights. `-`: "
+        "not measured. The resnet50 nets and u2net_lite were never trained: flips of their int8 "
+        "say nothing. Made by `benchmarks/target_matrix.py`."
+    )
+    return "\n".join(lines)
+
+
+def _target_row(row: dict[str, Any], base: float | None) -> str:
+    if row.get("error"):
+        return (
+            f"| {row['model']} | {row['target']} | {row['error']} {row.get('hint') or ''} |"
+            + 6 * " |"
+        )
+
+    def show(name: str, form: str, scale: float = 1.0) -> str:
+        value = row.get(name)
+        return "-" if value is None else format(scale * value, form)
+
+    score = row.get("mean_iou")
+    points = "-" if score is None or base is None else f"{100 * (score - base):+.2f}"
+    flips = show("flip_rate", ".2e")
+    if row.get("passed") is False:
+        flips += f" (failed: {', '.join(row['failures'][:3])})"
+    latency = show("latency_ratio", ".2f")
+    if latency == "-" and row.get("run_error"):
+        latency = row["run_error"]
+    return (
+        f"| {row['model']} | {row['target']} | {show('build_seconds', '.0f')} "
+        f"| {show('size_mib', '.1f')} | {flips} | {show('hard_flip_rate', '.1e')} | {latency} "
+        f"| {show('mean_iou', '.4f')} | {points} |"
+    )
+
+
 BLOCKS = {
     README: {"camvid": camvid, "commands": commands},
     HERE.parent / "docs" / "numerics.md": {"parity": parity},
@@ -195,6 +241,7 @@ BLOCKS = {
         "throughput": throughput,
         "trained": trained,
     },
+    HERE.parent / "docs" / "targets.md": {"targets": targets},
     HERE.parent / "docs" / "zoo.md": {"zoo": zoo, "training": zoo_training},
 }
 
