@@ -233,7 +233,59 @@ def _target_row(row: dict[str, Any], base: float | None) -> str:
     )
 
 
+def lint() -> str:
+    lines = []
+    found = read("lint_agreement")
+    kinds = {
+        "graphs made for it, and our exports": "rows",
+        "exports of other converters": "converted",
+        "ONNX's operator tests": "conformance",
+    }
+    for title, kind in kinds.items():
+        lines += [
+            f"| {title} | version | graphs | refused | lint agrees | missed | false alarms |",
+            "|---|---|---|---|---|---|---|",
+        ]
+        for runtime, result in found.items():
+            if kind not in result:
+                continue
+            each = lint_counts(result["rows"]) if kind == "rows" else result[kind]
+            false = len(each["false_alarms"])
+            missed = each["graphs"] - each["agree"] - false
+            lines.append(
+                f"| {runtime} | {result['version'].partition('-')[0]} | {each['graphs']} "
+                f"| {each['refused']} | {each['agree']} | {missed} | {false} |"
+            )
+        lines.append("")
+    rows = {name: {r["graph"]: r for r in result["rows"]} for name, result in found.items()}
+    lines += ["| graph | " + " | ".join(rows) + " |", "|---" * (1 + len(rows)) + "|"]
+    for graph in next(iter(rows.values())):
+        cells = [lint_cell(each[graph]) for each in rows.values()]
+        lines.append(f"| {graph} | " + " | ".join(cells) + " |")
+    lines.append(
+        "\nA rule in a cell: the runtime refuses the graph, and the lint names it by that rule. "
+        "Made by `benchmarks/lint_agreement.py`."
+    )
+    return "\n".join(lines)
+
+
+def lint_counts(rows: list[dict[str, Any]]) -> dict[str, Any]:
+    return {
+        "graphs": len(rows),
+        "refused": sum(not row["taken"] for row in rows),
+        "agree": sum(row["agrees"] for row in rows),
+        "false_alarms": [row for row in rows if row["taken"] and not row["agrees"]],
+    }
+
+
+def lint_cell(row: dict[str, Any]) -> str:
+    if not row["agrees"]:
+        return "**false alarm**" if row["taken"] else "**missed**"
+    return "taken" if row["taken"] else ", ".join(f"`{rule}`" for rule in row["rules"])
+
+
 BLOCKS = {
+    HERE.parent / "docs" / "lint.md": {"lint": lint},
     README: {"camvid": camvid, "commands": commands},
     HERE.parent / "docs" / "numerics.md": {"parity": parity},
     HERE.parent / "docs" / "training.md": {

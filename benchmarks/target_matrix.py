@@ -1,6 +1,7 @@
 """Every target of the core six models: built, verified, evaluated, and benched in one run a model.
 
-    .venv/bin/python -m benchmarks.target_matrix [--model M ...] [--part build|evaluate|bench]
+    .venv/bin/python -m benchmarks.target_matrix [--model M ...] [--target T ...]
+                     [--part build|evaluate|bench]
                      [--data camvid:PATH] [--run FOLDER]
 
 Artifacts are made at 360x480 and kept below FOLDER, so that a second call builds only what has
@@ -115,10 +116,10 @@ class Table:
         )  # fmt: skip
 
 
-def build(place: Place, table: Table, models: Sequence[str]) -> None:
+def build(place: Place, table: Table, models: Sequence[str], only: Sequence[str]) -> None:
     """Export and verify every cell; what is there and whole is reused."""
     hints = {row["name"]: row["hint"] for row in describe_targets() if not row["available"]}
-    cells = [(m, t) for m in models for t in targets_of(m)]
+    cells = [(m, t) for m in models for t in targets_of(m) if not only or t in only]
     for model, target in track(cells, "build"):
         if model in UNTRAINED:
             save_untrained(place, model)
@@ -219,15 +220,19 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
     parser.add_argument("--model", action="append", choices=[*TRAINED, *UNTRAINED])
     parser.add_argument("--part", action="append", choices=["build", "evaluate", "bench"])
+    parser.add_argument("--target", action="append", help="build only this one")
     parser.add_argument("--data", default="camvid:../shared/data/camvid")
     parser.add_argument("--run", type=Path, default=Path("runs/target-matrix"))
     options = parser.parse_args()
     place, table = Place(options.run, options.data), Table()
     models = options.model or [*TRAINED, *UNTRAINED]
-    parts = {"build": build, "evaluate": score, "bench": measure}
-    for name, part in parts.items():
-        if options.part is None or name in options.part:
-            part(place, table, models)
+    chosen = options.part or ["build", "evaluate", "bench"]
+    if "build" in chosen:
+        build(place, table, models, options.target or ())
+    if "evaluate" in chosen:
+        score(place, table, models)
+    if "bench" in chosen:
+        measure(place, table, models)
     environment = describe_environment()
     print(json.dumps({"cpu": environment["cpu"], "cells": len(table.rows)}))
 

@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import os
+import platform
 import socket
 import subprocess
+import sys
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
@@ -96,3 +98,26 @@ def run_ranks() -> Ranks:
         return done
 
     return run
+
+
+@pytest.fixture(scope="session")
+def tensorrt_cpu() -> Path:
+    """A folder whose `import tensorrt` parses and builds without a GPU; made once per user."""
+    usual = os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache"
+    tag = f"{sys.implementation.cache_tag}-{platform.machine()}"
+    folder = Path(usual) / "segdeploy-tests" / f"tensorrt-{tag}"
+    program = Path(__file__).parent / "tensorrt_cpu" / "install.py"
+    made = subprocess.run(
+        [sys.executable, str(program), str(folder)], check=False, capture_output=True, text=True
+    )
+    if made.returncode:
+        pytest.skip(made.stderr.strip().splitlines()[-1])
+    return folder
+
+
+@pytest.fixture
+def tensorrt(tensorrt_cpu: Path, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    """TensorRT for child processes; this process only finds it."""
+    monkeypatch.syspath_prepend(str(tensorrt_cpu))
+    monkeypatch.setenv("SEGDEPLOY_IN_PROCESS", "0")
+    monkeypatch.setenv("SEGDEPLOY_CACHE", str(tmp_path / "cache"))

@@ -11,7 +11,8 @@ from segdeploy.backends.isolation import (
     require_elsewhere,
 )
 from segdeploy.core.errors import BackendUnavailableError
-from segdeploy.core.folder import Checkpoint, ModelFolder, installed_versions
+from segdeploy.core.folder import Checkpoint, ModelFolder
+from segdeploy.core.foreign import is_foreign
 from segdeploy.core.registry import Registry
 from segdeploy.core.session import Backend, Session, check_device
 from segdeploy.core.target import ExportTarget
@@ -19,8 +20,15 @@ from segdeploy.core.target import ExportTarget
 BACKENDS: Registry[Backend] = Registry(
     "target",
     {
+        "coreml": "segdeploy.backends.coreml:COREML",
+        "executorch": "segdeploy.backends.executorch:EXECUTORCH",
+        "litert": "segdeploy.backends.litert:LITERT",
+        "ncnn": "segdeploy.backends.ncnn:NCNN",
         "onnx": "segdeploy.backends.onnx:ONNX",
+        "tensorrt": "segdeploy.backends.tensorrt:TENSORRT",
         "torchscript": "segdeploy.backends.torchscript:TORCHSCRIPT",
+        "openvino": "segdeploy.backends.openvino:OPENVINO",
+        "aoti": "segdeploy.backends.aoti:AOTI",
     },
     entry_point_group="segdeploy.backends",
 )
@@ -55,16 +63,27 @@ def open_session(
     """
     check_device(device)
     backend = find_backend(folder)
+    if is_foreign(folder):
+        return _open_foreign(folder, device, isolated=isolated)
     if backend is None:
         from segdeploy.backends.pytorch import PYTORCH
 
         return PYTORCH.open(folder, device)
     if isolated is None:
-        isolated = backend.is_isolated and not is_in_process()
+        isolated = backend.is_isolated and not is_in_process(backend.environment)
     if isolated:
         return open_isolated(folder, device, find_python_of(backend.environment))
     backend.require()
     return backend.open(folder, device)
+
+
+def _open_foreign(folder: ModelFolder, device: str, *, isolated: bool | None) -> Session:
+    """Open the original of a foreign model; in a child, since nobody knows what it does."""
+    if (not is_in_process()) if isolated is None else isolated:
+        return open_isolated(folder, device, find_python_of(None))
+    from segdeploy.backends.foreign import FOREIGN
+
+    return FOREIGN.open(folder, device)
 
 
 def require_backend(backend: Backend) -> dict[str, str]:
@@ -76,7 +95,7 @@ def require_backend(backend: Backend) -> dict[str, str]:
     if backend.environment is not None:
         return require_elsewhere(backend)
     backend.require()
-    return installed_versions(backend.packages)
+    return backend.versions()
 
 
 def describe_targets() -> list[dict[str, Any]]:

@@ -11,12 +11,13 @@ import os
 import shlex
 import sys
 from collections.abc import Callable
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from segdeploy.backends.batch import check_batch
 import msgspec
 
+from segdeploy.backends.batch import check_batch
 from segdeploy.backends.requests import build_here, encode_request
 from segdeploy.core.child import Child, ChildFailedError, child_environment
 from segdeploy.core.contract import TensorSpec
@@ -162,19 +163,16 @@ def _start(python: str, memory_mib: float | None, threads: int | None = None) ->
     )
 
 
+@dataclass(frozen=True)
 class Builder:
-    """Builds payloads in a child process, one after the other; a new one follows a failure.
+    """Builds payloads, each in a process of its own: what one left behind changes no other.
 
-    Args:
-        limit_s: Longest time of one build, in seconds.
-        memory_mib: Most memory of a build; None is most of what this process may use.
+    `limit_s` is the longest time of one build in seconds, `memory_mib` the most memory; None is
+    most of what this process may use.
     """
 
-    def __init__(self, limit_s: float = BUILD_LIMIT_S, memory_mib: float | None = None) -> None:
-        self._limit_s = limit_s
-        self._memory_mib = memory_mib
-        self._child: Child | None = None
-        self._python = ""
+    limit_s: float = BUILD_LIMIT_S
+    memory_mib: float | None = None
 
     def build(self, backend: Backend, request: BuildRequest) -> None:
         """Let a backend write its payload.
@@ -186,31 +184,19 @@ class Builder:
         if is_in_process(backend.environment):
             build_here(backend, request)
             return
-        python = find_python_of(backend.environment)
-        if self._child is None or python != self._python:
-            self.stop()
-            self._child, self._python = _start(python, self._memory_mib), python
         plain = encode_request(request)
-        try:
-            self._child.ask(
-                {"do": "build", "backend": backend.name, "request": plain}, limit_s=self._limit_s
-            )
-        except ChildFailedError as error:
-            self.stop()
-            raise BuildError(
-                f"{backend.name} failed to build {request.payload.name}: its process "
-                f"{error.reason}.",
-                log=error.log,
-            ) from error
-        except BaseException:
-            self.stop()  # What it left behind in the process must not reach the next build.
-            raise
-
-    def stop(self) -> None:
-        """End the child."""
-        if self._child is not None:
-            self._child.stop()
-        self._child = None
+        with _start(find_python_of(backend.environment), self.memory_mib) as child:
+            try:
+                child.ask(
+                    {"do": "build", "backend": backend.name, "request": plain},
+                    limit_s=self.limit_s,
+                )
+            except ChildFailedError as error:
+                raise BuildError(
+                    f"{backend.name} failed to build {request.payload.name}: its process "
+                    f"{error.reason}.",
+                    log=error.log,
+                ) from error
 
 
 def inspect_foreign(path: Path, wanted: dict[str, Any]) -> ForeignGraph:

@@ -1,11 +1,10 @@
-"""ONNX: exported by torch.onnx (dynamo), run by ONNX Runtime on CPU or CUDA.
+"""ONNX: exported by torch.onnx (dynamo), run by ONNX Runtime on CPU or GPU.
 
 fp16 and int8 are not built here: they are graph passes, so `build` takes a finished graph as it is
 (`request.graph`) or exports the plain fp32 one from the checkpoint. Running needs onnxruntime only;
 without the onnx package an int8 graph opens unchanged (right, but slower on x86).
 
-ONNX Runtime lists CUDA as available whatever the machine has, and falls back to the CPU in silence:
-the session is asked what it really got.
+Which device really runs a session is the business of `onnx_providers`.
 """
 
 from __future__ import annotations
@@ -19,25 +18,31 @@ from typing import Any
 import numpy as np
 
 from segdeploy.backends.batch import check_batch
+from segdeploy.backends.onnx_providers import bind_io, open_runtime
 from segdeploy.core.contract import TensorSpec
-from segdeploy.core.errors import ArtifactError, BackendUnavailableError
+from segdeploy.core.errors import ArtifactError
 from segdeploy.core.files import write_bytes
 from segdeploy.core.folder import ModelFolder
+from segdeploy.core.foreign import is_foreign
 from segdeploy.core.session import Array, Backend, BuildRequest, Session
 from segdeploy.core.target import Precision
-from segdeploy.frameworks.onnxruntime import find_onnxruntime, require_onnxruntime, session_options
+from segdeploy.frameworks.onnxruntime import find_onnxruntime
 
 _X86 = {"x86_64", "amd64", "i386", "i686"}
-_PROVIDERS = {"cpu": "CPUExecutionProvider", "cuda": "CUDAExecutionProvider"}
 
 
 class OnnxSession:
-    """An ONNX Runtime session on one device."""
+    """An ONNX Runtime session on one device (for batches that `bind` puts there)."""
 
     def __init__(
-        self, runtime: Any, inputs: tuple[TensorSpec, ...], outputs: tuple[TensorSpec, ...]
+        self,
+        runtime: Any,
+        inputs: tuple[TensorSpec, ...],
+        outputs: tuple[TensorSpec, ...],
+        device: str = "cpu",
     ) -> None:
         self._runtime = runtime
+        self._device = device
         self.inputs = inputs
         self.outputs = outputs
 
@@ -48,12 +53,21 @@ class OnnxSession:
         return {spec.name: array for spec, array in zip(self.outputs, found, strict=True)}
 
     def bind(self, batch: Array) -> Callable[[], None]:
-        """Return a call that runs this batch once; I/O binding was measured to gain nothing."""
+        """Return a call that runs this batch once; on a GPU it is there already, outputs stay.
+
+        On the CPU I/O binding was measured to gain nothing.
+        """
         check_batch(batch, self.inputs[0])
         contiguous = np.ascontiguousarray(batch)
+        if self._device != "cpu" and self._runtime is not None:
+            names = [spec.name for spec in self.outputs]
+            bound = bind_io(self._runtime, self._device, self.inputs[0].name, contiguous, names)
 
         def call() -> None:
-            self._call(contiguous)
+            if self._device == "cpu" or self._runtime is None:
+                self._call(contiguous)
+            else:
+                bound()
 
         return call
 
@@ -93,11 +107,16 @@ class OnnxBackend(Backend):
         Raises:
             BuildError: If the exporter fails.
         """
-        from segdeploy.backends.onnx_export import export_checkpoint
         from segdeploy.graph.metadata import set_metadata
         from segdeploy.graph.proto import graph_bytes, load_graph
 
-        if request.graph is None:
+        if request.graph is None and is_foreign(request.checkpoint):
+            from segdeploy.backends.foreign_export import export_foreign
+
+            model = export_foreign(request.checkpoint, request.size)
+        elif request.graph is None:
+            from segdeploy.backends.onnx_export import export_checkpoint
+
             model = export_checkpoint(request.checkpoint, request.size)
         else:
             model = load_graph(request.graph)
@@ -105,56 +124,18 @@ class OnnxBackend(Backend):
         write_bytes(request.payload, graph_bytes(set_metadata(model, facts)))
 
     def open(self, folder: ModelFolder, device: str = "cpu") -> Session:
-        """Open the artifact's graph on `cpu`, `cuda` or `cuda:N`.
+        """Open the artifact's graph on `cpu`, `cuda[:N]` or `tensorrt[:N]`.
 
         Raises:
             ArtifactError: If the graph cannot be loaded or contradicts the manifest.
             BackendUnavailableError: If onnxruntime or the device is missing.
         """
         manifest = folder.manifest
-        runtime = open_runtime(_graph_source(folder, device), device, str(folder.payload))
+        precision = Precision((manifest.target or "onnx-fp32").rpartition("-")[2])
+        source = _graph_source(folder, device)
+        runtime = open_runtime(source, device, str(folder.payload), precision)
         _check_contract(runtime, manifest.inputs, manifest.outputs, folder.payload)
-        return OnnxSession(runtime, manifest.inputs, manifest.outputs)
-
-
-def open_runtime(source: str | bytes, device: str, what: str) -> Any:
-    """Return an onnxruntime.InferenceSession for a path or a serialised graph.
-
-    Raises:
-        ArtifactError: If it is no loadable graph; `what` names it.
-        BackendUnavailableError: If the device is missing.
-    """
-    runtime = require_onnxruntime()
-    kind, _, index = device.partition(":")
-    if kind not in _PROVIDERS or (index and not index.isdigit()):
-        raise BackendUnavailableError(
-            f"ONNX Runtime is not set up for the device '{device}'.", hint="Use cpu or cuda."
-        )
-    if _PROVIDERS[kind] not in runtime.get_available_providers():
-        raise BackendUnavailableError(
-            f"This onnxruntime {runtime.__version__} has no {_PROVIDERS[kind]}.", hint=_GPU_HINT
-        )
-    provider = (
-        (_PROVIDERS[kind], {"device_id": index or "0"}) if kind == "cuda" else _PROVIDERS[kind]
-    )
-    try:
-        session = runtime.InferenceSession(source, session_options(), providers=[provider])
-    except Exception as error:
-        raise ArtifactError(
-            f"ONNX Runtime cannot open {what}: {error}", hint="Export it again."
-        ) from error
-    if _PROVIDERS[kind] not in session.get_providers():
-        raise BackendUnavailableError(
-            f"ONNX Runtime fell back to {', '.join(session.get_providers())}: no usable CUDA.",
-            hint=_GPU_HINT,
-        )
-    return session
-
-
-_GPU_HINT = (
-    "Use --device cpu, or install 'segdeploy[gpu]' in place of 'segdeploy[cpu]' beside an NVIDIA "
-    "driver, CUDA and cuDNN."
-)
+        return OnnxSession(runtime, manifest.inputs, manifest.outputs, device)
 
 
 def _graph_source(folder: ModelFolder, device: str) -> str | bytes:

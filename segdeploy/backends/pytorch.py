@@ -42,6 +42,15 @@ def require_device(device: str) -> None:
     )
 
 
+def use_exact_float32(device: str) -> None:
+    """Switch TF32 off, which cuDNN's convolutions use by default: fp32 means fp32."""
+    if device.startswith("cuda"):
+        import torch
+
+        torch.backends.cudnn.allow_tf32 = False
+        torch.backends.cuda.matmul.allow_tf32 = False
+
+
 class ModuleSession:
     """Runs a live module; the module's own mode is set to eval and stays so.
 
@@ -103,7 +112,7 @@ class ModuleSession:
                 return logits
         except (SegDeployError, MemoryError):
             raise
-        except Exception as error:  # The module may be code of one's own.
+        except (Exception, SystemExit) as error:  # The module may be code of one's own.
             raise ArtifactError(
                 f"The module cannot run a batch of shape {tuple(tensor.shape)}: "
                 f"{type(error).__name__}: {error}"
@@ -144,6 +153,7 @@ class PyTorchBackend:
             BackendUnavailableError: If torch or the device is missing.
         """
         require_device(device)
+        use_exact_float32(device)
         if not isinstance(folder, Checkpoint):
             raise CheckpointError(f"{folder.path} is not a checkpoint.")
         from segdeploy.zoo import load_module

@@ -25,7 +25,7 @@ def build_here(backend: Backend, request: BuildRequest) -> None:
         backend.build(request)
     except (SegDeployError, OSError):
         raise
-    except Exception as error:
+    except (Exception, SystemExit) as error:
         raise BuildError(
             f"{backend.name} failed to build {request.payload.name}: {type(error).__name__}.",
             log=str(error)[-2000:],

@@ -10,7 +10,12 @@ from collections.abc import Callable
 from typing import TYPE_CHECKING, Any
 
 from segdeploy.backends.batch import check_batch
-from segdeploy.backends.pytorch import require_device, to_device, wait_for_device
+from segdeploy.backends.pytorch import (
+    require_device,
+    to_device,
+    use_exact_float32,
+    wait_for_device,
+)
 from segdeploy.core.contract import InputKind, TensorSpec
 from segdeploy.core.errors import ArtifactError, BuildError
 from segdeploy.core.files import canonical_json
@@ -135,6 +140,7 @@ class TorchScriptBackend(Backend):
             BackendUnavailableError: If torch or the device is missing.
         """
         require_device(device)
+        use_exact_float32(device)
         try:
             script = load_script(folder.payload, device)
         except Exception as error:

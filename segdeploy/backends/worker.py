@@ -29,7 +29,7 @@ class BackendWorker(Worker):
         backend = BACKENDS.get(request["backend"])
         backend.require()
         return {
-            "versions": installed_versions(backend.packages),
+            "versions": backend.versions(),
             "segdeploy": installed_versions(["segdeploy"]),
         }, []
 

@@ -11,6 +11,7 @@ from segdeploy.cli import (  # isort: skip  the order is the order of --help
     train,
     import_weights,
     export,
+    lint,
     verify,
     evaluate,
     bench,
@@ -23,6 +24,6 @@ from segdeploy.cli import (  # isort: skip  the order is the order of --help
 )
 
 __all__ = [
-    "bench", "data", "demo", "doctor", "evaluate", "export", "import_weights", "list", "predict",
-    "report", "show", "train", "verify", "zoo",
+    "bench", "data", "demo", "doctor", "evaluate", "export", "import_weights", "lint", "list",
+    "predict", "report", "show", "train", "verify", "zoo",
 ]  # fmt: skip

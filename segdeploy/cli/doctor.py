@@ -32,7 +32,8 @@ def _render(found: Diagnosis) -> None:
     console.print(f"{found.cpu or 'unknown CPU'}, {found.cores} usable cores{threads}")
     console.print(f"memory {_gib(found.memory_mib)}, free disk {_gib(found.disk_free_mib)}")
     for title, findings in (
-        ("devices", found.devices), ("targets", found.targets), ("packages", found.packages),
+        ("devices", found.devices), ("targets", found.targets),
+        ("environments", found.environments), ("packages", found.packages),
     ):  # fmt: skip
         console.print(f"\n{title}", style="bold")
         _render_findings(console, findings)

@@ -4,20 +4,33 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Literal
+from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import typer
 
 from segdeploy.cli.app import ALLOW_CODE, JSON, app, emit, say
 from segdeploy.core.contract import InputKind, OutputKind
+from segdeploy.core.foreign import Layout
+from segdeploy.core.preprocess import SizeRule
+from segdeploy.core.task import Task
 
 if TYPE_CHECKING:
     from segdeploy.workflows.export_verified import VerifiedExport
 
 
+def _foreign(text: str, *names: str) -> Any:
+    """Return an option that says what a foreign ONNX file does not say of itself."""
+    return typer.Option(
+        *names, help=text, rich_help_panel="A foreign model.onnx", show_default=False
+    )
+
+
 @app.command()
 def export(
-    checkpoint: Annotated[Path, typer.Argument(help="Checkpoint folder, e.g. RUN/checkpoint.")],
+    checkpoint: Annotated[
+        Path,
+        typer.Argument(help="Checkpoint folder, e.g. RUN/checkpoint, or a foreign model.onnx."),
+    ],
     *,
     target: Annotated[
         list[str], typer.Option(help="BACKEND-PRECISION, e.g. onnx-int8; may be repeated.")
@@ -49,15 +62,62 @@ def export(
     build_memory: Annotated[
         float | None, typer.Option(help="Most memory of a converter, MiB.")
     ] = None,
+    model_config: Annotated[
+        Path | None, _foreign("TOML file with what the following flags say; flags win.")
+    ] = None,
+    input_name: Annotated[
+        str | None, _foreign("The image, where there are several inputs.")
+    ] = None,
+    output_name: Annotated[
+        str | None, _foreign("The logits, where there are several outputs; any tensor will do.")
+    ] = None,
+    layout: Annotated[Layout | None, _foreign("Of its input, where sizes leave it open.")] = None,
+    output_layout: Annotated[Layout | None, _foreign("Of its logits.")] = None,
+    upsample: Annotated[
+        bool | None, _foreign("Resize coarse logits to the image's size.", "--upsample")
+    ] = None,
+    is_logits: Annotated[
+        bool | None, _foreign("Its output is logits, whatever it looks like.", "--is-logits")
+    ] = None,
+    task: Annotated[Task | None, _foreign("What the logits mean; 1 channel is binary.")] = None,
+    classes: Annotated[
+        str | None, _foreign("File with one class name a line, or NAME,NAME,...")
+    ] = None,
+    scale: Annotated[float | None, _foreign("Input = (pixel x SCALE - mean) / std.")] = None,
+    mean: Annotated[str | None, _foreign("Three numbers, in the model's channel order.")] = None,
+    std: Annotated[str | None, _foreign("Three numbers.")] = None,
+    channel_order: Annotated[str | None, _foreign("rgb (default) or bgr.")] = None,
+    size_rule: Annotated[
+        SizeRule | None, _foreign("How images get a fixed size: fixed (default) or letterbox.")
+    ] = None,
+    note: Annotated[str | None, _foreign("Kept in the manifest, e.g. the licence.")] = None,
     _allow_code: ALLOW_CODE = False,
     as_json: JSON = False,
 ) -> None:
-    """Build deployable artifacts from a checkpoint, and verify each."""
-    from segdeploy.cli.parsing import parse_sizes
+    """Build deployable artifacts from a checkpoint or a foreign model.onnx, and verify each."""
+    from segdeploy.cli.parsing import parse_names, parse_sizes, parse_triple
     from segdeploy.core.contract import IoContract
+    from segdeploy.export.foreign import ForeignOptions, read_options
     from segdeploy.frameworks.progress import progress_bars
     from segdeploy.workflows.export_verified import export_and_verify
 
+    said = ForeignOptions(
+        input_name=input_name,
+        layout=layout,
+        output_name=output_name,
+        output_layout=output_layout,
+        upsample=upsample,
+        is_logits=is_logits,
+        task=task,
+        classes=parse_names(classes),
+        scale=scale,
+        mean=None if mean is None else parse_triple(mean),
+        std=None if std is None else parse_triple(std),
+        channel_order=channel_order,
+        size_rule=size_rule,
+        note=note,
+    )
+    foreign = said if model_config is None else said.over(read_options(model_config))
     with progress_bars() as advance:
         found = export_and_verify(
             checkpoint,
@@ -77,6 +137,7 @@ def export(
             build_memory_mib=build_memory,
             progress=advance,
             report=say,
+            foreign=None if foreign.is_empty() else foreign,
         )
     emit([each.to_dict() for each in found], as_json, lambda: _render(found, planned=dry_run))
     failed = [each.outcome.path for each in found if each.passed is False]

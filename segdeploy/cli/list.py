@@ -89,13 +89,14 @@ def _brief(row: dict[str, Any]) -> dict[str, Any]:
 
 def _print_table(rows: list[dict[str, Any]]) -> None:
     from rich.console import Console
+    from rich.markup import escape
     from rich.table import Table
 
     table = Table()
     for name in rows[0] if rows else ["name"]:
         table.add_column(name, overflow="fold", no_wrap=name in {"parameters", "GMAC", "at"})
     for row in rows:
-        table.add_row(*map(_shown, row.values()))
+        table.add_row(*(escape(_shown(value)) for value in row.values()))
     Console().print(table)
 
 

@@ -124,12 +124,17 @@ def parse_normalization(mean: str | None, std: str | None) -> PreprocessSpec | N
     if mean is None and std is None:
         return None
     return PreprocessSpec(
-        mean=IMAGENET_MEAN if mean is None else _parse_triple(mean),
-        std=IMAGENET_STD if std is None else _parse_triple(std),
+        mean=IMAGENET_MEAN if mean is None else parse_triple(mean),
+        std=IMAGENET_STD if std is None else parse_triple(std),
     )
 
 
-def _parse_triple(text: str) -> tuple[float, float, float]:
+def parse_triple(text: str) -> tuple[float, float, float]:
+    """Return the numbers of `R,G,B`.
+
+    Raises:
+        ConfigError: If it is not three numbers.
+    """
     try:
         red, green, blue = (float(part) for part in text.split(","))
     except ValueError as error:

@@ -17,20 +17,25 @@ from numpy.typing import NDArray
 
 from segdeploy.core.contract import InputKind, IoContract, OutputKind, SizeBounds, TensorSpec
 from segdeploy.core.errors import ConfigError
-from segdeploy.core.folder import ModelFolder
+from segdeploy.core.folder import ModelFolder, installed_versions
 from segdeploy.core.target import Precision
 
 Array = NDArray[Any]
 
 
 def check_device(name: str) -> None:
-    """Check the spelling of a device: `cpu`, `cuda` or `cuda:N`; it may still be missing.
+    """Check the spelling of a device: `cpu`, `cuda[:N]` or `tensorrt[:N]`; it may be missing.
+
+    `tensorrt` is a GPU as well: ONNX Runtime's TensorRT provider in place of its CUDA one.
 
     Raises:
         ConfigError: If it is none of these.
     """
-    if re.fullmatch(r"cpu|cuda(:\d{1,3})?", name, re.ASCII) is None:
-        raise ConfigError(f"Unknown device '{name}'.", hint="Use cpu, cuda or cuda:N.")
+    if re.fullmatch(r"cpu|(cuda|tensorrt)(:\d{1,3})?", name, re.ASCII) is None:
+        raise ConfigError(
+            f"Unknown device '{name}'.",
+            hint="Use cpu, cuda or cuda:N; tensorrt or tensorrt:N for ONNX Runtime's provider.",
+        )
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -104,6 +109,7 @@ class Backend(ABC):
         is_isolated: Whether its sessions live in a child process: foreign runtimes may crash.
         environment: Name of the second environment that holds its packages where this one cannot.
         rest: Precision of what an int8 graph leaves unquantised.
+        home: Device that it is verified on after an export.
     """
 
     name: str
@@ -116,6 +122,7 @@ class Backend(ABC):
     is_isolated: bool = True
     environment: str | None = None
     rest: Precision = Precision.FP32
+    home: str = "cpu"
 
     @abstractmethod
     def require(self) -> None:
@@ -123,6 +130,10 @@ class Backend(ABC):
 
         In the process that builds or runs; a backend with an `environment` is asked there.
         """
+
+    def versions(self) -> dict[str, str]:
+        """Return what decides what is built, besides the request: by default its packages."""
+        return installed_versions(self.packages)
 
     @abstractmethod
     def build(self, request: BuildRequest) -> None:

@@ -77,7 +77,8 @@ def decision_margin(logits: NDArray[np.floating], task: Task) -> Margins:
     if logits.shape[1] == 1:  # One class: no other decision is possible.
         return np.full_like(logits[:, 0], np.inf)
     top_two = np.partition(logits, -2, axis=1)[:, -2:]
-    margin: Margins = top_two[:, 1] - top_two[:, 0]
+    with np.errstate(invalid="ignore"):  # Of infinite logits there is none: NaN.
+        margin: Margins = top_two[:, 1] - top_two[:, 0]
     return margin
 
 

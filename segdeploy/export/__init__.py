@@ -8,7 +8,15 @@ outcomes[0].artifact, outcomes[0].reused
 from __future__ import annotations
 
 from segdeploy.backends.isolation import BUILD_LIMIT_S
+from segdeploy.export.foreign import ForeignOptions
 from segdeploy.export.plan import Size
 from segdeploy.export.stage import NUM_CALIBRATION_IMAGES, ExportOutcome, export
 
-__all__ = ["BUILD_LIMIT_S", "NUM_CALIBRATION_IMAGES", "ExportOutcome", "Size", "export"]
+__all__ = [
+    "BUILD_LIMIT_S",
+    "NUM_CALIBRATION_IMAGES",
+    "ExportOutcome",
+    "ForeignOptions",
+    "Size",
+    "export",
+]

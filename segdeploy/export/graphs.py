@@ -28,14 +28,22 @@ Ranges = Mapping[str, TensorRange]
 
 
 def convert_precision(
-    plain: onnx.ModelProto, precision: Precision, find_ranges: Callable[[], Ranges]
+    plain: onnx.ModelProto,
+    precision: Precision,
+    find_ranges: Callable[[], Ranges],
+    rest: Precision = Precision.FP32,
 ) -> onnx.ModelProto:
-    """Return the plain fp32 graph in another precision; `find_ranges` is asked for int8 only."""
+    """Return the plain fp32 graph in another precision; `find_ranges` is asked for int8 only.
+
+    `rest` is what int8 leaves unquantised: fp32, or fp16 (scales and all, opset 19).
+    """
     if precision is Precision.FP16:
         return cast_to_fp16(plain)
-    if precision is Precision.INT8:
-        return insert_qdq(plain, place_qdq(plain), find_ranges())
-    return plain
+    if precision is not Precision.INT8:
+        return plain
+    if rest is Precision.FP16:
+        return cast_to_fp16(insert_qdq(plain, place_qdq(plain), find_ranges(), np.float16))
+    return insert_qdq(plain, place_qdq(plain), find_ranges())
 
 
 def find_ranges(

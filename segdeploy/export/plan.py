@@ -14,8 +14,14 @@ from pathlib import Path
 
 from segdeploy.backends import BACKENDS
 from segdeploy.core.contract import IoContract, OutputKind, SizeBounds
-from segdeploy.core.errors import ArtifactError, ConfigError, UnsupportedTargetError
+from segdeploy.core.errors import (
+    ArtifactError,
+    ConfigError,
+    ManifestError,
+    UnsupportedTargetError,
+)
 from segdeploy.core.folder import MANIFEST, Checkpoint
+from segdeploy.core.foreign import is_foreign
 from segdeploy.core.manifest import decode_manifest
 from segdeploy.core.session import Limits
 from segdeploy.core.target import ExportTarget, Precision
@@ -82,18 +88,24 @@ def plan_export(
     """
     wanted = list(dict.fromkeys(ExportTarget.parse(text) for text in targets))
     _check_options(wanted, size, name, max_batch)
+    own_batch, own_size = _own_sizes(checkpoint)
+    size = _fit_size(checkpoint, own_batch, own_size, size, max_batch)
     static = size if isinstance(size, tuple) else None
     check_model_size(checkpoint.manifest.model, static)
     for target in wanted:
+        _check_source(target, checkpoint)
         _check_target(target, io, checkpoint.manifest.task, size)
-    plain = Step(PLAIN, IoContract(), static, out / default_name(PLAIN, IoContract(), static))
+    shown = None if static == own_size else static
+    plain_folder = out / default_name(PLAIN, IoContract(), shown)
+    plain = Step(PLAIN, IoContract(), static, plain_folder, batch=own_batch)
     if plain.target in wanted and io == plain.io:
         plain = replace(plain, requested=True, folder=out / (name or plain.folder.name))
     steps = [] if not plain.requested else [plain]
     for target in wanted:
         if target == PLAIN and plain.requested:
             continue
-        step = _plan_step(target, io, size, max_batch, out, name)
+        step = _plan_step(target, io, size, max_batch, out, name, own_size)
+        step = replace(step, batch=step.batch or own_batch)
         steps.append(replace(step, parent=plain if _needs_plain(target, io) else None))
     if plain not in steps and any(step.parent for step in steps):
         steps.insert(0, plain)
@@ -101,10 +113,71 @@ def plan_export(
     return steps
 
 
+def _own_sizes(checkpoint: Checkpoint) -> tuple[int | None, tuple[int, int] | None]:
+    """Return the N and (H, W) that a foreign model was written for; None is any."""
+    shapes = [taken.shape for taken in checkpoint.manifest.inputs]
+    if [len(shape) for shape in shapes] != [4]:
+        raise ManifestError(
+            f"{checkpoint.path} takes {shapes}, not one batch of images.",
+            hint="Its manifest is not one of a checkpoint.",
+        )
+    batch, _, height, width = shapes[0]
+    return batch, (height, width) if height and width else None
+
+
+def _fit_size(
+    checkpoint: Checkpoint,
+    own_batch: int | None,
+    own_size: tuple[int, int] | None,
+    size: Size,
+    max_batch: int,
+) -> Size:
+    """Return the size to export at: the model's own where it has one.
+
+    Raises:
+        ConfigError: If another one is asked for.
+    """
+    if own_batch is not None and max_batch > own_batch:
+        raise ConfigError(
+            f"{checkpoint.manifest.model} takes {own_batch} image a call, and --max-batch is "
+            f"{max_batch}.",
+            hint="Export the original again with a dynamic batch.",
+        )
+    if own_size is None or size is None or size == own_size:
+        return size or own_size
+    shown = size if isinstance(size, SizeBounds) else "x".join(map(str, size))
+    height, width = own_size
+    raise ConfigError(
+        f"{checkpoint.manifest.model} takes {height}x{width} only, and --size is {shown}.",
+        hint="Leave --size out, or export the original again with dynamic sizes.",
+    )
+
+
+def _check_source(target: ExportTarget, checkpoint: Checkpoint) -> None:
+    """Refuse a target that is converted from a module, of which a foreign model has none."""
+    backend = BACKENDS.get(target.backend)
+    if not is_foreign(checkpoint) or backend.source == "onnx" or target.backend == PLAIN.backend:
+        return
+    offered = [n for n in BACKENDS if n == PLAIN.backend or BACKENDS.get(n).source == "onnx"]
+    raise UnsupportedTargetError(
+        f"{target} is made from a PyTorch module, and {checkpoint.manifest.model} came as ONNX.",
+        hint=f"Targets that are made from ONNX: {', '.join(offered)}.",
+    )
+
+
 def _plan_step(
-    target: ExportTarget, io: IoContract, size: Size, max_batch: int, out: Path, name: str | None
+    target: ExportTarget,
+    io: IoContract,
+    size: Size,
+    max_batch: int,
+    out: Path,
+    name: str | None,
+    own_size: tuple[int, int] | None,
 ) -> Step:
-    """Return the step of one target, with what its format makes of size and batch."""
+    """Return the step of one target, with what its format makes of size and batch.
+
+    A model's only size is no option, so it is not part of the name.
+    """
     limits = BACKENDS.get(target.backend).limits
     static = size if isinstance(size, tuple) else None
     bounds = None
@@ -113,7 +186,8 @@ def _plan_step(
     elif limits.bounded and static and max_batch > 1:
         bounds = SizeBounds(static, static, static, max_batch)
     is_single = not limits.batches or (limits.bounded and max_batch == 1)
-    shown = bounds if isinstance(size, SizeBounds) else static
+    shown: Size = bounds if isinstance(size, SizeBounds) else static
+    shown = None if shown == own_size else shown
     usual = default_name(target, io, shown, max_batch if bounds else 1)
     folder = out / (name or usual)
     return Step(

@@ -14,8 +14,9 @@ from typing import Any
 from segdeploy.backends import BACKENDS, require_backend
 from segdeploy.backends.isolation import BUILD_LIMIT_S, Builder
 from segdeploy.core.contract import IoContract
-from segdeploy.core.errors import BuildError, ConfigError, SegDeployError
-from segdeploy.core.folder import Artifact, ModelFolder, load_checkpoint
+from segdeploy.core.errors import ArtifactError, BuildError, ConfigError, SegDeployError
+from segdeploy.core.folder import Artifact, Checkpoint, ModelFolder, load_checkpoint
+from segdeploy.core.foreign import is_foreign
 from segdeploy.core.lock import run_lock
 from segdeploy.core.target import Precision
 from segdeploy.export.build import (
@@ -25,8 +26,9 @@ from segdeploy.export.build import (
     reusable_artifact,
 )
 from segdeploy.export.calibration import CalibrationSet, Progress, open_calibration
+from segdeploy.export.foreign import ForeignOptions, plan_import
 from segdeploy.export.plan import Size, Step, plan_export
-from segdeploy.frameworks.torch import require_torch
+from segdeploy.frameworks.torch import require_onnx, require_torch
 
 NUM_CALIBRATION_IMAGES = 32
 
@@ -81,11 +83,12 @@ def export(
     build_memory_mib: float | None = None,
     progress: Progress | None = None,
     report: Callable[[str], object] | None = None,
+    foreign: ForeignOptions | None = None,
 ) -> list[ExportOutcome]:
     """Build an artifact per target into the run folder `out`, reusing what has not changed.
 
     Args:
-        checkpoint: Folder of the trained model.
+        checkpoint: Folder of the trained model, or a foreign ONNX file.
         targets: E.g. `["onnx-fp32", "onnx-int8"]`.
         out: The run folder.
         calibration: `name:root` of the data set whose train split chooses int8 ranges.
@@ -101,6 +104,7 @@ def export(
         build_memory_mib: Most memory of a converter; default: most of what this process may use.
         progress: Called with (what, done, total) while calibration images are read.
         report: Called with a line for people before each step.
+        foreign: What a foreign ONNX file does not say of itself.
 
     Returns:
         Outcomes of the targets in the order asked for, then of parents that they needed.
@@ -113,30 +117,63 @@ def export(
         RunLockedError: If another process works in `out`.
         BuildError: If a converter fails; what was finished before stays.
     """
-    source = load_checkpoint(checkpoint)
+    source, take = _open_source(checkpoint, out, foreign, size, report)
     steps = plan_export(
         source, targets, out, io=io or IoContract(), size=size, name=name, max_batch=max_batch
     )
-    versions = _require(steps)
+    versions = _require(steps, has_module=not is_foreign(source))
     images = _open_calibration(steps, calibration, num_calibration_images)
     builder = Builder(build_limit_s, build_memory_mib)
     context = BuildContext(source, images, progress, builder, versions)
     if dry_run:
         done = _run(steps, context, _Choices(force, dry_run=True, keep_going=False))
     else:
-        try:
-            with run_lock(out):
-                choices = _Choices(force, dry_run=False, keep_going=keep_going)
-                done = _run(steps, context, choices, report)
-        finally:
-            builder.stop()
+        with run_lock(out):
+            take(force)
+            choices = _Choices(force, dry_run=False, keep_going=keep_going)
+            done = _run(steps, context, choices, report)
     asked = [str(text) for text in dict.fromkeys(targets)]
     return sorted(done, key=lambda o: asked.index(o.target) if o.requested else len(asked))
 
 
-def _require(steps: Sequence[Step]) -> dict[str, dict[str, str]]:
+def _open_source(
+    path: Path,
+    out: Path,
+    foreign: ForeignOptions | None,
+    size: Size,
+    report: Callable[[str], object] | None,
+) -> tuple[Checkpoint, Callable[[bool], object]]:
+    """Return the checkpoint to export, and what puts it into the run folder (force: bool).
+
+    A foreign file is only read here: what it becomes is written once all else is checked.
+    """
+    if path.suffix == ".onnx" and not path.exists():
+        raise ArtifactError(
+            f"{path}: no such file.",
+            hint="Give a foreign ONNX file, or a checkpoint folder, e.g. RUN/checkpoint.",
+        )
+    if not path.is_file():
+        found = load_checkpoint(path)
+        if foreign is not None:
+            raise ConfigError(
+                f"{path} is no file: flags for a foreign ONNX file mean nothing here.",
+                hint="A checkpoint folder says all of it in its manifest.",
+            )
+        return found, lambda _: None
+    require_onnx()
+    static = size if isinstance(size, tuple) else None
+    planned = plan_import(path, out, foreign or ForeignOptions(), static)
+    for line in planned.describe():
+        _say(report, line)
+    return planned.checkpoint, lambda force: planned.write(force=force)
+
+
+def _require(steps: Sequence[Step], *, has_module: bool) -> dict[str, dict[str, str]]:
     """Return the versions of packages by backend; raise what is missing."""
-    require_torch("onnx", "onnxscript", "safetensors")
+    if has_module:
+        require_torch("onnx", "onnxscript", "safetensors")
+    else:
+        require_onnx()
     return {
         name: require_backend(BACKENDS.get(name))
         for name in dict.fromkeys(step.target.backend for step in steps)

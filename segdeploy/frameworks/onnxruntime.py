@@ -9,9 +9,9 @@ from typing import Any
 
 from segdeploy.core.errors import BackendUnavailableError
 from segdeploy.frameworks.interrupts import postponed_interrupts
+from segdeploy.frameworks.threads import num_threads
 
 _SILENT = 4  # Severity "fatal": the runtime's own messages reach us as exceptions.
-_THREAD_VARIABLES = ("SEGDEPLOY_NUM_THREADS", "OMP_NUM_THREADS")
 
 
 def find_onnxruntime() -> None:
@@ -57,9 +57,5 @@ def session_options() -> Any:
     options.log_severity_level = _SILENT
     # On x86 without VNNI the U8S8 kernels saturate; this picks exact ones there, else nothing.
     options.add_session_config_entry("session.x64quantprecision", "1")
-    for variable in _THREAD_VARIABLES:
-        text = os.environ.get(variable, "")
-        if text.isdigit() and int(text) > 0:
-            options.intra_op_num_threads = int(text)
-            break
+    options.intra_op_num_threads = num_threads() or 0  # 0 leaves it to the runtime.
     return options

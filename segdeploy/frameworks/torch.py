@@ -47,6 +47,19 @@ def passive_waiting() -> Iterator[None]:
             del os.environ[name]
 
 
+def require_onnx() -> None:
+    """Check, without importing anything, that onnx is installed.
+
+    Raises:
+        BackendUnavailableError: If it is not.
+    """
+    if importlib.util.find_spec("onnx") is None:
+        raise BackendUnavailableError(
+            "This needs onnx, which is not installed.",
+            hint="Install it: pip install 'segdeploy[torch]'",
+        )
+
+
 def require_torch(*others: str) -> ModuleType:
     """Import and return torch; else as `find_torch`."""
     find_torch(*others)

@@ -4,6 +4,10 @@ Only what depends on pixels is cast. Arithmetic on shapes (Shape -> ... -> Resiz
 it is, since float16 cannot count beyond 2048; so do the float32-only slots of an operator (scales
 of Resize, statistics of BatchNormalization). TensorRT builds such a graph strongly typed; ONNX
 Runtime's CPU provider runs it too, but slower than float32.
+
+Q/DQ nodes are cast as well: their scales become float16 (opset 19 is the first that allows it), so
+that nothing around the int8 operators is left in float32. `float32_nodes` tells what is: in a graph
+that was cast, only the casts at its ends and the islands that `FP32_SLOTS` and shapes make.
 """
 
 from __future__ import annotations
@@ -25,8 +29,11 @@ from segdeploy.graph.proto import (
 )
 
 FP16_MAX = 65504.0
+FP32_SLOTS = {"Resize": {1, 2}, "BatchNormalization": {1, 2, 3, 4}}
+"""Inputs that an operator takes in float32 whatever its data: the islands, besides shapes."""
 _SHAPE_READERS = {"Shape", "Size"}
-_FP32_SLOTS = {"Resize": {1, 2}, "BatchNormalization": {1, 2, 3, 4}}
+_QUANTIZERS = {"QuantizeLinear", "DequantizeLinear"}
+_FP16_SCALES = 19  # The first opset whose Q/DQ take float16.
 
 
 def cast_to_fp16(model: onnx.ModelProto) -> onnx.ModelProto:
@@ -37,9 +44,29 @@ def cast_to_fp16(model: onnx.ModelProto) -> onnx.ModelProto:
     """
     refuse_subgraphs(model, "The fp16 cast")
     cast = copy_model(model)
+    if any(node.op_type in _QUANTIZERS for node in cast.graph.node):
+        _raise_opset(cast, _FP16_SCALES)
     _Fp16Cast(cast).apply()
     del cast.graph.value_info[:]
     return check_graph(cast, "The fp16 cast")
+
+
+def float32_nodes(model: onnx.ModelProto) -> list[onnx.NodeProto]:
+    """Return the nodes that compute in float32: whose results are, casts from half left out."""
+    types = element_types(model)
+    return [
+        node
+        for node in model.graph.node
+        if any(types.get(name) == TensorProto.FLOAT for name in node.output)
+        and not (node.op_type == "Cast" and types[node.input[0]] == TensorProto.FLOAT16)
+    ]
+
+
+def _raise_opset(model: onnx.ModelProto, version: int) -> None:
+    """Declare at least this opset, in place; from 18 to 19 no operator changed what it computes."""
+    for opset in model.opset_import:
+        if opset.domain in ("", "ai.onnx"):
+            opset.version = max(opset.version, version)
 
 
 class _Fp16Cast:
@@ -63,14 +90,15 @@ class _Fp16Cast:
         replace_initializers(self.graph, self.stored.values())
 
     def _visit(self, node: onnx.NodeProto) -> None:
-        depends = node.op_type not in _SHAPE_READERS and any(
-            name in self.half and name not in self.stored for name in node.input
+        depends = node.op_type == "DequantizeLinear" or (
+            node.op_type not in _SHAPE_READERS
+            and any(name in self.half and name not in self.stored for name in node.input)
         )
         self.nodes.append(node)
         if not depends:
             return
         self.nodes.pop()
-        fixed = _FP32_SLOTS.get(node.op_type, set())
+        fixed = FP32_SLOTS.get(node.op_type, set())
         for index, name in enumerate(node.input):
             if name and index not in fixed and self.types[name] == TensorProto.FLOAT:
                 node.input[index] = self._as_half(name)

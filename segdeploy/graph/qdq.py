@@ -3,6 +3,10 @@
 Activations are symmetric int8 with zero point 0 and one scale; weights are stored as int8 with one
 scale per output channel; biases stay float32 (TensorRT refuses int32 there; ONNX Runtime quantises
 them itself). Nothing is uint8. ONNX Runtime fuses DQ -> Conv -> Q into QLinearConv.
+
+A graph that `cast_to_fp16` will cast afterwards needs scales that float16 can hold: they are
+rounded before anything is quantised by them (`scale_type`), so that the cast changes no scale and
+weights lie on the very grid that the runtime reads them by.
 """
 
 from __future__ import annotations
@@ -29,17 +33,29 @@ from segdeploy.graph.proto import (
     to_array,
 )
 
+ScaleType = type[np.float32] | type[np.float16]
+
 _ZERO = "int8_zero_point"
 _BIAS_LIMIT = 2.0**30  # A bias in units of its int32 grid must stay well inside int32.
 
 
 def insert_qdq(
-    model: onnx.ModelProto, placement: Placement, ranges: Mapping[str, TensorRange]
+    model: onnx.ModelProto,
+    placement: Placement,
+    ranges: Mapping[str, TensorRange],
+    scale_type: ScaleType = np.float32,
 ) -> onnx.ModelProto:
-    """Return the graph with Q/DQ pairs; inputs and outputs keep their types.
+    """Return the float32 graph with Q/DQ pairs; inputs and outputs keep their types.
+
+    Args:
+        model: The plain fp32 graph.
+        placement: What `place_qdq` found in it.
+        ranges: Of all tensors that the placement observes.
+        scale_type: np.float16 makes every scale a number that float16 can hold.
 
     Raises:
-        BuildError: If the graph has control flow, or a placed tensor has no range.
+        BuildError: If the graph has control flow, a placed tensor has no range, or a scale exceeds
+            float16.
     """
     refuse_subgraphs(model, "Q/DQ insertion")
     missing = [name for name in placement.observed if name not in ranges]
@@ -47,18 +63,23 @@ def insert_qdq(
         raise BuildError(f"The calibration has no range for {', '.join(missing[:5])}.")
     quantized = copy_model(model)
     scales = {n: ranges[placement.source.get(n, n)].scale for n in placement.activations}
-    _QdqInsertion(quantized.graph, placement, scales).apply()
+    _QdqInsertion(quantized.graph, placement, scales, scale_type).apply()
     del quantized.graph.value_info[:]
     return check_graph(quantized, "Q/DQ insertion")
 
 
 class _QdqInsertion:
     def __init__(
-        self, graph: onnx.GraphProto, placement: Placement, scales: Mapping[str, float]
+        self,
+        graph: onnx.GraphProto,
+        placement: Placement,
+        scales: Mapping[str, float],
+        scale_type: ScaleType,
     ) -> None:
         self.graph = graph
         self.placement = placement
         self.scales = scales
+        self.scale_type = scale_type
         self.stored = initializers(graph)
         self.added: dict[str, onnx.TensorProto] = {}
 
@@ -85,7 +106,8 @@ class _QdqInsertion:
     def _pair(self, name: str) -> list[onnx.NodeProto]:
         if name not in self.placement.activations:
             return []
-        scale = self._add(f"{name}_scale", np.asarray(self.scales[name], np.float32))
+        step = round_scales(np.asarray(self.scales[name], np.float32), self.scale_type, name)
+        scale = self._add(f"{name}_scale", step)
         return [
             helper.make_node(
                 "QuantizeLinear", [name, scale, _ZERO], [f"{name}_q"], name=f"{name}_quantize"
@@ -101,7 +123,10 @@ class _QdqInsertion:
     ) -> list[onnx.NodeProto]:
         values = to_array(self.stored[weight.name])
         nodes = [n for n in readers[weight.name] if n.input[1] == weight.name]
-        scale = channel_scales(values, weight.axis, self._bias_floor(nodes, values, weight.axis))
+        floor = self._bias_floor(nodes, values, weight.axis)
+        scale = round_scales(
+            channel_scales(values, weight.axis, floor), self.scale_type, weight.name
+        )
         grid = np.expand_dims(scale, tuple(i for i in range(values.ndim) if i != weight.axis))
         whole = np.clip(np.rint(values / grid), -LEVELS, LEVELS).astype(np.int8)
         names = [
@@ -146,3 +171,27 @@ def channel_scales(
     steps = np.maximum(np.abs(values).max(axis=others).astype(np.float64) / LEVELS, floor)
     tiny = np.finfo(np.float32).tiny
     return np.where(steps < tiny, 1.0, steps).astype(np.float32)
+
+
+def round_scales(
+    scales: NDArray[np.float32], scale_type: ScaleType, name: str
+) -> NDArray[np.float32]:
+    """Return the scales (steps of a grid) as the next larger numbers that `scale_type` holds.
+
+    Upwards, so that 127 steps still reach the largest value, and no step becomes zero.
+
+    Raises:
+        BuildError: If one exceeds its range; `name` says whose it is.
+    """
+    if scale_type is np.float32:
+        return scales
+    with np.errstate(over="ignore"):
+        rounded = scales.astype(scale_type)
+        is_less = rounded.astype(np.float32) < scales
+        rounded = np.where(is_less, np.nextafter(rounded, scale_type(np.inf)), rounded)
+    if not np.isfinite(rounded).all():
+        raise BuildError(
+            f"The int8 step of {name} is {float(np.max(scales)):.3g}, beyond the fp16 range.",
+            hint="Its activations would overflow in fp16 as well: export fp32 instead.",
+        )
+    return np.asarray(rounded, np.float32)

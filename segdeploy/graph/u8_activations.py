@@ -33,10 +33,13 @@ _ZERO_NAME = "u8_zero_point"
 _FUSING = {"Conv", "ConvTranspose", "Gemm"}
 
 
-def use_u8_activations(model: onnx.ModelProto) -> onnx.ModelProto:
+def use_u8_activations(
+    model: onnx.ModelProto, *, zero_points_only: bool = False
+) -> onnx.ModelProto:
     """Return the graph with U8 activations of zero point 128 in place of symmetric S8 ones.
 
-    Only Q nodes whose result is read by DequantizeLinear alone are touched.
+    Only Q nodes whose result is read by DequantizeLinear alone are touched. `zero_points_only`
+    leaves Relus and weights as they are: what else is done serves ONNX Runtime alone.
     """
     changed = copy_model(model)
     graph = changed.graph
@@ -54,8 +57,9 @@ def use_u8_activations(model: onnx.ModelProto) -> onnx.ModelProto:
         return changed
     graph.initializer.append(numpy_helper.from_array(np.asarray(ZERO_POINT, np.uint8), _ZERO_NAME))
     _drop_types(graph, rewritten)
-    _move_relus(graph, rewritten)
-    _fold_weights(graph)
+    if not zero_points_only:
+        _move_relus(graph, rewritten)
+        _fold_weights(graph)
     return changed
 
 

@@ -66,7 +66,7 @@ def verify(
         data: `name:root` whose validation images are used; int8 needs it, unless the artifact's
             `calibration.json` names the data set it was calibrated on.
         num_images: How many of them, spread over the split.
-        device: `cpu` or `cuda`.
+        device: Of the artifact; its reference and its parent run on the CPU.
         progress: Called after each batch.
 
     Raises:
@@ -99,14 +99,16 @@ def compare_folders(
     """Return the report without locking or writing anything; else as `verify`."""
     check_comparable(folder, reference)
     cases = _plan(folder, data, num_images)
-    candidate, right = Runner(folder, device), Runner(reference, device)
+    # The device is the candidate's: what it is judged by runs on the CPU, where fp32 is exact and
+    # no second GPU runtime is needed.
+    candidate, right = Runner(folder, device), Runner(reference, "cpu")
     try:
         noise_floor = measure_noise_floor(right, cases)
         margin = measure_median_margin(right, cases[0].batches())
         precision = max(precision_of(folder), precision_of(reference), key=_COARSENESS.index)
         tolerance = find_tolerance(precision, noise_floor, margin)
         counts = compare_cases(candidate, right, cases, tolerance, progress)
-        parent, hops = _measure_hops(candidate, right, cases[0], tolerance, device)
+        parent, hops = _measure_hops(candidate, right, cases[0], tolerance)
     finally:
         candidate.session.close()
         right.session.close()
@@ -186,7 +188,7 @@ def _total(counts: Sequence[CaseCount], reference: ModelFolder, tolerance: float
 
 
 def _measure_hops(
-    candidate: Runner, reference: Runner, case: Case, tolerance: float, device: str
+    candidate: Runner, reference: Runner, case: Case, tolerance: float
 ) -> tuple[str | None, dict[str, dict[str, Any]]]:
     """Return the parent's identity, and the two hops over it, on the first images."""
     link = candidate.manifest.parent
@@ -197,7 +199,7 @@ def _measure_hops(
         return _identify(parent), {}
     few = Case(case.name, case.source, lambda: islice(case.batches(), 4))
     try:
-        between = Runner(parent, device)
+        between = Runner(parent, "cpu")
     except SegDeployError as error:
         return _identify(parent), {"parent": {"error": error.message}}
     try:

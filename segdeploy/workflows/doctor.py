@@ -17,6 +17,7 @@ from pathlib import Path
 from typing import Any
 
 from segdeploy.backends import BACKENDS, require_backend
+from segdeploy.backends.isolation import find_python_of
 from segdeploy.core.errors import SegDeployError
 from segdeploy.core.folder import installed_versions
 from segdeploy.measure import describe_environment, usable_cores
@@ -54,6 +55,7 @@ class Diagnosis:
     torch_threads: int | None
     packages: list[Finding]
     targets: list[Finding]
+    environments: list[Finding]
     devices: list[Finding]
     warnings: list[str]
 
@@ -71,6 +73,7 @@ def diagnose() -> Diagnosis:
     _look_for_conflicts(warnings)
     if torch is not None:
         _look_at_torchvision(warnings)
+    targets, environments = _find_targets()
     return Diagnosis(
         python=environment["python"],
         system=environment["os"],
@@ -80,7 +83,8 @@ def diagnose() -> Diagnosis:
         disk_free_mib=disk,
         torch_threads=torch.get_num_threads() if torch is not None else None,
         packages=_find_packages(),
-        targets=_find_targets(),
+        targets=targets,
+        environments=environments,
         devices=_find_devices(torch, environment["gpus"], warnings),
         warnings=warnings,
     )
@@ -118,24 +122,33 @@ def _find_packages() -> list[Finding]:
     return found
 
 
-def _find_targets() -> list[Finding]:
-    """Return every backend x precision, by the backend's own `require`."""
+def _find_targets() -> tuple[list[Finding], list[Finding]]:
+    """Return every backend x precision, by the backend's own `require`; and second environments.
+
+    The commands that make an environment are said once, there; its targets point to it.
+    """
     found: list[Finding] = []
+    environments: list[Finding] = []
     for name in BACKENDS:
-        precisions = ["*"]
+        precisions, environment = ["*"], None
         reason, hint = "", ""
         try:
             backend = BACKENDS.get(name)
             precisions = [str(precision) for precision in backend.precisions]
+            environment = backend.environment
             require_backend(backend)
         except SegDeployError as error:
             reason, hint = error.message, error.hint
         except Exception as error:  # noqa: BLE001  a broken install raises anything
             reason = _first_line(error)
+        if environment is not None:
+            python = "" if reason else find_python_of(environment)
+            environments.append(Finding(environment, not reason, reason or python, hint))
+            hint = f"See the environment {environment}." if reason else ""
         found += [
             Finding(f"{name}-{precision}", not reason, reason, hint) for precision in precisions
         ]
-    return found
+    return found, environments
 
 
 def _find_devices(torch: Any, gpus: list[dict[str, Any]], warnings: list[str]) -> list[Finding]:

@@ -1,6 +1,8 @@
 """Export, then verify: nothing is called done until it was compared with the reference.
 
-A target that fails does not stop the others; the answer is in the outcomes. An artifact that was
+A target that fails does not stop the others; the answer is in the outcomes. One that cannot run on
+this machine (Core ML off Apple's systems, an engine without its GPU) is built and left without a
+verdict, which is no failure: `verify` itself still exits 4 on it. An artifact that was
 reused and has passed is not verified again, unless other images are asked for by name.
 """
 
@@ -11,11 +13,19 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
+from segdeploy.backends import find_backend
 from segdeploy.core.contract import IoContract
-from segdeploy.core.errors import SegDeployError
+from segdeploy.core.errors import BackendUnavailableError, SegDeployError
 from segdeploy.core.results import ParityReport
 from segdeploy.data import VAL, open_dataset
-from segdeploy.export import BUILD_LIMIT_S, NUM_CALIBRATION_IMAGES, ExportOutcome, Size, export
+from segdeploy.export import (
+    BUILD_LIMIT_S,
+    NUM_CALIBRATION_IMAGES,
+    ExportOutcome,
+    ForeignOptions,
+    Size,
+    export,
+)
 
 
 @dataclass(frozen=True)
@@ -50,6 +60,7 @@ def export_and_verify(
     build_memory_mib: float | None = None,
     progress: Callable[[str, int, int], object] | None = None,
     report: Callable[[str], object] | None = None,
+    foreign: ForeignOptions | None = None,
 ) -> list[VerifiedExport]:
     """Export every target and verify each artifact that needs it; failed if any `passed` is False.
 
@@ -57,7 +68,7 @@ def export_and_verify(
     the outcomes.
 
     Args:
-        checkpoint: Folder of the trained model.
+        checkpoint: Folder of the trained model, or a foreign ONNX file.
         targets: E.g. `["onnx-fp32", "onnx-int8"]`.
         out: The run folder.
         calibration: Data set whose train split chooses int8 ranges.
@@ -74,6 +85,7 @@ def export_and_verify(
         build_memory_mib: Most memory of a converter.
         progress: Called with (what, done, total) while images are read.
         report: Called with a line for people before each step.
+        foreign: What a foreign ONNX file does not say of itself.
 
     Raises:
         SegDeployError: As `export` and `verify`.
@@ -99,6 +111,7 @@ def export_and_verify(
         build_memory_mib=build_memory_mib,
         progress=progress,
         report=report,
+        foreign=foreign,
     )
     if dry_run:
         return [
@@ -130,7 +143,13 @@ def _verified(
     if report is not None:
         report(f"{outcome.path.name}: verifying")
     try:
-        parity = verify(outcome.path, data=images)
+        backend = find_backend(outcome.artifact) if outcome.artifact else None
+        device = backend.home if backend else "cpu"
+        parity = verify(outcome.path, data=images, device=device)
+    except BackendUnavailableError as error:  # Built here for a machine that is not this one.
+        if report is not None:
+            report(f"{outcome.path.name}: not verified: {error.message}")
+        return VerifiedExport(outcome, None)
     except SegDeployError as error:
         if not keep_going:
             raise

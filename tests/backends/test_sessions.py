@@ -14,7 +14,7 @@ from onnx import TensorProto, helper
 from torch import nn
 
 from segdeploy.backends import open_session
-from segdeploy.backends.onnx import open_runtime
+from segdeploy.backends.onnx_providers import open_runtime
 from segdeploy.backends.predictor import Predictor
 from segdeploy.backends.pytorch import ModuleSession
 from segdeploy.core.contract import IoContract, TensorSpec, contract_tensors

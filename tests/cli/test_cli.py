@@ -53,6 +53,14 @@ def test_list_prints_one_json_document(cli: Run, kind: str, known: str) -> None:
     assert known in table
 
 
+def test_a_listed_hint_keeps_the_extra_that_it_names(
+    cli: Run, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    row = {"name": "x", "available": False, "hint": "pip install 'segdeploy[gpu]'"}
+    monkeypatch.setattr("segdeploy.backends.describe_targets", lambda: [row])
+    assert "segdeploy[gpu]" in cli("list", "targets")[1]
+
+
 def test_list_models_and_targets_have_the_promised_fields(cli: Run) -> None:
     models = json.loads(cli("list", "models", "--json")[1])
     fields = {"name", "task", "num_parameters", "output_stride", "source"}

@@ -13,7 +13,13 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from segdeploy.core.child import Child, ChildFailedError, child_environment, session_memory_mib
+from segdeploy.core.child import (
+    Array,
+    Child,
+    ChildFailedError,
+    child_environment,
+    session_memory_mib,
+)
 from segdeploy.core.errors import BuildError, ConfigError
 
 WORKER = """
@@ -68,7 +74,10 @@ def child(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Child]:
 
 
 def test_arrays_travel_both_ways(child: Child) -> None:
-    given = [np.arange(6, dtype=np.float32).reshape(2, 3)[:, ::-1], np.zeros((0, 4), np.uint8)]
+    given: list[Array] = [
+        np.arange(6, dtype=np.float32).reshape(2, 3)[:, ::-1],
+        np.zeros((0, 4), np.uint8),
+    ]
     answer, found = child.ask({"do": "double", "word": "café\n"}, given, limit_s=30)
     assert answer == {"seen": "café\n"}
     for before, after in zip(given, found, strict=True):
@@ -139,7 +148,7 @@ def test_it_ends_with_a_parent_that_was_killed(tmp_path: Path) -> None:
     (tmp_path / "planted_worker.py").write_text(WORKER)
     program = (
         "import sys; sys.path.insert(0, sys.argv[1])\n"
-        "from segdeploy.core.child import Child, child_environment\n"
+        "from segdeploy.core.child import Array, Child, child_environment\n"
         "child = Child('planted_worker', environment=child_environment())\n"
         "child.ask({'do': 'double', 'word': ''}, limit_s=30)\n"
         "print(child._process.pid, flush=True)\n"

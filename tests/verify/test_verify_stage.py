@@ -11,6 +11,7 @@ import pytest
 import torch
 from PIL import Image
 
+from segdeploy.backends import open_session
 from segdeploy.core.contract import IoContract, OutputKind
 from segdeploy.core.errors import (
     ArtifactError,
@@ -208,3 +209,20 @@ def test_images_of_any_size_are_brought_into_bounds(run: Any, tmp_path: Path) ->
     assert small == (50, 32)
     assert 0.99 * 2**21 < large[0] * large[1] <= 2**21
     assert large[1] / large[0] == pytest.approx(1.5, rel=0.01)
+
+
+def test_the_device_is_the_artifacts_and_what_judges_it_runs_on_the_cpu(
+    run: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A machine may have a GPU for the runtime, and a torch without one."""
+    artifact = run.export()
+    asked = {}
+
+    def on_cpu(folder: Any, device: str) -> Any:
+        asked[folder.path.name] = device
+        return open_session(folder, "cpu")
+
+    monkeypatch.setattr("segdeploy.verify.reference.open_session", on_cpu)
+    assert verify(artifact.path, device="cuda:1")
+    assert asked.pop(artifact.path.name) == "cuda:1"
+    assert set(asked.values()) == {"cpu"}

@@ -27,6 +27,7 @@ def test_every_target_of_every_backend_is_judged() -> None:
 
 class _Missing:
     precisions = (Precision.FP32, Precision.INT8)
+    environment = None
 
     def require(self) -> None:
         raise BackendUnavailableError("no runtime", hint="pip install it")
@@ -53,6 +54,23 @@ def test_missing_and_broken_backends_are_findings_with_the_install_line(
     ]
     assert (broken.name, broken.available) == ("broken-*", False)
     assert "libfoo" in broken.detail
+
+
+def test_a_second_environment_is_told_once_with_the_commands_that_make_it(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    monkeypatch.delenv("SEGDEPLOY_PYTHON_LITERT", raising=False)
+    monkeypatch.setenv("XDG_DATA_HOME", str(tmp_path))
+    found = diagnose()
+    (environment,) = [each for each in found.environments if each.name == "litert"]
+    assert not environment.available
+    assert f"-m venv {tmp_path}" in environment.hint
+    assert "[litert]" in environment.hint
+    targets = [each for each in found.targets if each.name.startswith("litert-")]
+    assert {each.hint for each in targets} == {"See the environment litert."}
+    monkeypatch.setenv("SEGDEPLOY_PYTHON_LITERT", sys.executable)
+    (environment,) = [each for each in diagnose().environments if each.name == "litert"]
+    assert "ai-edge-litert" in environment.detail
 
 
 def test_both_onnxruntime_packages_at_once_are_warned_of(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -11,6 +11,7 @@ import os
 import subprocess
 import sys
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -68,7 +69,7 @@ def test_a_planted_crash_leaves_the_sweep_running(
     target: str,
     where: str,
     what: str,
-    limits: dict[str, float],
+    limits: dict[str, Any],
     said: str,
 ) -> None:
     try:
@@ -82,7 +83,7 @@ def test_a_planted_crash_leaves_the_sweep_running(
         outcome
         for outcome in export(
             tiny_checkpoint.path, [target, HEALTHY], run, size=(64, 96), keep_going=True, **limits
-        )  # type: ignore[arg-type]
+        )
         if outcome.requested
     )
     assert isinstance(failed.error, BuildError)

@@ -1,0 +1,301 @@
+"""OpenVINO: an IR made from the finished ONNX graph, run on the CPU of Intel or AMD.
+
+The file is the same kind of graph in every precision; what runs is chosen when it is compiled.
+OpenVINO's own default is bf16 wherever the CPU has it, so the precision of the target is set, and
+then asked back from the compiled graph: on a CPU without bf16 the hint is ignored in silence. What
+an int8 graph leaves unquantised is f32. Writing has a silent default too, weights in fp16.
+
+Signed activations go wrong without a word: of `Concat -> Q (S8, zero point 0) -> DQ -> Conv` its
+low precision passes make something else (unet on CamVid: SNR 15 dB and 2.5 % flips where the graph
+itself has 33 dB and 0.24 %). The same numbers as U8 with zero point 128 run as many int8
+convolutions, in the same time, and give the graph's own result; the files hold that form.
+
+`convert_model` reports to its vendor and writes the path of its input into the file; `read_model`
+does neither. Names that OpenVINO gives by itself hold a counter of the process: they are replaced,
+else the second graph of a process would have other bytes than the first.
+"""
+
+from __future__ import annotations
+
+import importlib
+import importlib.util
+from collections import Counter
+from collections.abc import Callable
+from pathlib import Path
+from types import ModuleType
+from typing import Any
+
+import numpy as np
+
+from segdeploy.backends.batch import check_batch
+from segdeploy.core.contract import TensorSpec
+from segdeploy.core.errors import ArtifactError, BackendUnavailableError, BuildError
+from segdeploy.core.files import canonical_json
+from segdeploy.core.folder import ModelFolder
+from segdeploy.core.session import Array, Backend, BuildRequest, Session
+from segdeploy.core.target import ExportTarget, Precision
+from segdeploy.frameworks.interrupts import postponed_interrupts
+from segdeploy.frameworks.threads import num_threads
+
+FACTS = "segdeploy"
+"""Section of rt_info that holds the facts."""
+
+_HINTS = {Precision.FP32: "f32", Precision.BF16: "bf16", Precision.INT8: "f32"}
+_WEIGHTED = {"Convolution", "Deconvolution", "FullyConnected", "MatMul"}
+"""Layer types whose precision is the precision of the model."""
+
+_RUNS_AS = {
+    Precision.FP32: frozenset({"f32"}),
+    Precision.BF16: frozenset({"bf16"}),
+    Precision.INT8: frozenset({"i8", "u8"}),
+}
+
+
+def require_openvino() -> ModuleType:
+    """Import and return openvino.
+
+    Raises:
+        BackendUnavailableError: If it is not installed or cannot be loaded.
+    """
+    if importlib.util.find_spec("openvino") is None:
+        raise BackendUnavailableError(
+            "This needs openvino, which is not installed.",
+            hint="Install it: pip install 'segdeploy[openvino]'",
+        )
+    try:
+        with postponed_interrupts():
+            return importlib.import_module("openvino")
+    except ImportError as error:
+        raise BackendUnavailableError(
+            f"openvino is installed but cannot be loaded: {error}",
+            hint="Install it again: pip install --force-reinstall openvino",
+        ) from error
+
+
+class OpenVinoSession:
+    """A compiled model, with one infer request for `run` and one for each bound batch."""
+
+    def __init__(
+        self, compiled: Any, inputs: tuple[TensorSpec, ...], outputs: tuple[TensorSpec, ...]
+    ) -> None:
+        self._compiled = compiled
+        self._request = compiled.create_infer_request()
+        self.inputs = inputs
+        self.outputs = outputs
+
+    def run(self, batch: Array) -> dict[str, Array]:
+        """Return the outputs by name."""
+        request = self._opened(self._request)
+        kept = self._place(request, batch)
+        _infer(request, kept)
+        return {
+            spec.name: np.array(request.get_tensor(spec.name).data)  # The request's own memory.
+            for spec in self.outputs
+        }
+
+    def bind(self, batch: Array) -> Callable[[], None]:
+        """Return a call that runs this batch once, in a request of its own."""
+        request = self._opened(self._compiled).create_infer_request()
+        kept = self._place(request, batch)
+
+        def call() -> None:
+            self._opened(self._request)
+            _infer(request, kept)
+
+        return call
+
+    def close(self) -> None:
+        """Free the runtime's model."""
+        self._request = self._compiled = None
+
+    def _place(self, request: Any, batch: Array) -> Array:
+        """Set the input tensor; return the array that it lives in, to be kept until the run."""
+        check_batch(batch, self.inputs[0])
+        kept = np.require(batch, requirements=["C", "W"])
+        tensor = require_openvino().Tensor(kept, shared_memory=True)
+        request.set_tensor(self.inputs[0].name, tensor)
+        return kept
+
+    @staticmethod
+    def _opened(part: Any) -> Any:
+        if part is None:
+            raise ArtifactError("The session is closed.")
+        return part
+
+
+def _infer(request: Any, batch: Array) -> None:
+    try:
+        request.infer()
+    except RuntimeError as error:
+        raise ArtifactError(
+            f"OpenVINO cannot run a batch of shape {batch.shape}: {error}"
+        ) from error
+
+
+class OpenVinoBackend(Backend):
+    """Builds `model.xml` with `model.bin`, and opens them on the CPU."""
+
+    name = "openvino"
+    source = "onnx"
+    precisions: tuple[Precision, ...] = (Precision.FP32, Precision.BF16, Precision.INT8)
+    payload_name = "model.xml"
+    other_files = ("model.bin",)
+    packages = ("openvino",)
+
+    def require(self) -> None:
+        """Raise BackendUnavailableError if openvino is missing."""
+        require_openvino()
+
+    def build(self, request: BuildRequest) -> None:
+        """Convert the finished graph.
+
+        Raises:
+            BuildError: If OpenVINO cannot read the graph.
+        """
+        openvino = require_openvino()
+        if request.graph is None:
+            raise BuildError("OpenVINO is built from a graph, and none was given.")
+        try:
+            model = openvino.Core().read_model(_readable(request.graph, request.precision))
+        except RuntimeError as error:
+            raise BuildError(
+                f"OpenVINO cannot read the graph of {request.checkpoint.manifest.model}.",
+                log=str(error)[-2000:],
+            ) from error
+        _name_nodes(model)
+        _set_facts(model, request.options.get("facts", {}))
+        openvino.save_model(model, request.payload, compress_to_fp16=False)
+
+    def open(self, folder: ModelFolder, device: str = "cpu") -> Session:
+        """Compile the artifact's model for the CPU.
+
+        Raises:
+            ArtifactError: If the files cannot be read or contradict the manifest.
+            BackendUnavailableError: If openvino is missing, the device is not the CPU, or this CPU
+                does not run the target's precision.
+        """
+        if device != "cpu":
+            raise BackendUnavailableError(
+                f"OpenVINO runs on the CPU here, not on '{device}'.", hint="Use --device cpu."
+            )
+        openvino = require_openvino()
+        manifest = folder.manifest
+        precision = ExportTarget.parse(manifest.target or "").precision
+        try:
+            core = openvino.Core()
+            model = core.read_model(folder.payload)
+            compiled = core.compile_model(model, "CPU", compile_settings(precision))
+        except RuntimeError as error:
+            raise ArtifactError(
+                f"OpenVINO cannot open {folder.payload}: {error}", hint="Export it again."
+            ) from error
+        _check_contract(compiled, manifest.inputs, manifest.outputs, str(folder.payload))
+        check_executed(compiled, precision)
+        return OpenVinoSession(compiled, manifest.inputs, manifest.outputs)
+
+
+def compile_settings(precision: Precision) -> dict[str, Any]:
+    """Return the properties that a model is compiled with: nothing is left to a default."""
+    settings: dict[str, Any] = {
+        "INFERENCE_PRECISION_HINT": _HINTS[precision],
+        "PERFORMANCE_HINT": "LATENCY",
+        # Layers with int8 weights and float inputs would get inputs in int8, which nobody asked.
+        "DYNAMIC_QUANTIZATION_GROUP_SIZE": 0,
+    }
+    threads = num_threads()
+    return settings if threads is None else {**settings, "INFERENCE_NUM_THREADS": threads}
+
+
+def executed_types(compiled: Any) -> Counter[tuple[str, str]]:
+    """Return how many layers of a compiled model run in which precision: {(layer, type): n}."""
+    found: Counter[tuple[str, str]] = Counter()
+    for node in compiled.get_runtime_model().get_ops():
+        facts = node.get_rt_info()
+        found[facts["layerType"].astype(str), facts["runtimePrecision"].astype(str)] += 1
+    return found
+
+
+def check_executed(compiled: Any, precision: Precision) -> None:
+    """Check that a compiled model really runs in a precision.
+
+    Every layer with weights counts: all of them in the float precisions; in int8 some must be
+    quantised (which of them is the graph's decision) and the rest f32.
+
+    Raises:
+        BackendUnavailableError: If it does not: the CPU cannot.
+    """
+    hint = compiled.get_property("INFERENCE_PRECISION_HINT").to_string()
+    found = {kind for layer, kind in executed_types(compiled) if layer in _WEIGHTED}
+    runs_as = _RUNS_AS[precision]
+    if precision is Precision.INT8:
+        fits = (not found or bool(found & runs_as)) and found <= runs_as | {"f32"}
+    else:
+        fits = found <= runs_as
+    if not fits or hint != _HINTS[precision]:
+        ran = ", ".join(sorted(found)) or hint
+        raise BackendUnavailableError(
+            f"OpenVINO runs this {precision} model in {ran} on this CPU.",
+            hint="Use a CPU that has it (bf16: AVX-512 or AMX), or another target, e.g. "
+            "openvino-fp32.",
+        )
+
+
+def _readable(graph: Path, precision: Precision) -> Path | bytes:
+    """Return what OpenVINO reads: the file, or an int8 graph with unsigned activations."""
+    if precision is not Precision.INT8:
+        return graph
+    from segdeploy.graph.proto import graph_bytes, load_graph
+    from segdeploy.graph.u8_activations import use_u8_activations
+
+    return graph_bytes(use_u8_activations(load_graph(graph), zero_points_only=True))
+
+
+def _name_nodes(model: Any) -> None:
+    """Give every node whose name OpenVINO made up a name of its place in the graph."""
+    nodes = model.get_ordered_ops()
+    taken = {node.get_friendly_name() for node in nodes}
+    for index, node in enumerate(nodes):
+        if node.get_friendly_name() == node.get_name():
+            name = f"{node.get_type_name()}_at_{index}"
+            node.set_friendly_name(f"{name}_" if name in taken else name)
+
+
+def _set_facts(model: Any, facts: dict[str, Any]) -> None:
+    """Replace the metadata of the graph that it was made from, whose target was another."""
+    info = model.get_rt_info()
+    for section in [name for name in info.keys() if name == "framework"]:  # noqa: SIM118  no dict
+        del info[section]
+    for name, value in facts.items():
+        text = value if isinstance(value, str) else canonical_json(value).decode()
+        model.set_rt_info(text, [FACTS, name])
+
+
+def _check_contract(
+    compiled: Any, inputs: tuple[TensorSpec, ...], outputs: tuple[TensorSpec, ...], what: str
+) -> None:
+    wanted = [(s.name, s.dtype, s.shape) for s in (*inputs, *outputs)]
+    found = [_describe(port) for port in (*compiled.inputs, *compiled.outputs)]
+    if len(found) == len(wanted) and all(
+        have[:2] == want[:2] and _may_be(have[2], want[2])
+        for have, want in zip(found, wanted, strict=True)
+    ):
+        return
+    raise ArtifactError(
+        f"{what} takes and gives {found}, but the manifest says {wanted}.",
+        hint="Export it again.",
+    )
+
+
+def _describe(port: Any) -> tuple[str, str, tuple[int | None, ...]]:
+    shape = tuple(side.get_length() if side.is_static else None for side in port.partial_shape)
+    return port.any_name, port.element_type.to_dtype().name, shape
+
+
+def _may_be(found: tuple[int | None, ...], wanted: tuple[int | None, ...]) -> bool:
+    """Return whether sizes agree; those of an output that OpenVINO cannot derive are unknown."""
+    return len(found) == len(wanted) and all(
+        have in (None, want) for have, want in zip(found, wanted, strict=True)
+    )
+
+
+OPENVINO = OpenVinoBackend()
