@@ -111,6 +111,16 @@ class AotiSession:
             ) from error
 
 
+def require_compiler() -> None:
+    """Raise BackendUnavailableError if there is no C++ compiler; running a package needs none."""
+    compiler = os.environ.get("CXX") or ("clang++" if platform.system() == "Darwin" else "g++")
+    if shutil.which(compiler) is None:
+        raise BackendUnavailableError(
+            f"AOTInductor needs a C++ compiler, and there is no {compiler}.",
+            hint="Install one (apt-get install g++), or set CXX.",
+        )
+
+
 class AotiBackend(Backend):
     """Builds and opens `model.pt2`."""
 
@@ -120,24 +130,19 @@ class AotiBackend(Backend):
     packages = ("torch",)
 
     def require(self) -> None:
-        """Raise BackendUnavailableError if torch or a C++ compiler is missing."""
+        """Raise BackendUnavailableError if torch is missing; a build asks for a compiler too."""
         find_torch()
-        compiler = os.environ.get("CXX") or ("clang++" if platform.system() == "Darwin" else "g++")
-        if shutil.which(compiler) is None:
-            raise BackendUnavailableError(
-                f"AOTInductor needs a C++ compiler, and there is no {compiler}.",
-                hint="Install one (apt-get install g++), or set CXX. For torch itself: "
-                "pip install 'segdeploy[torch]'",
-            )
 
     def build(self, request: BuildRequest) -> None:
         """Export the checkpoint's module with its contract, and compile it for this CPU.
 
         Raises:
             BuildError: If torch.export or Inductor fails; with the tail of its log.
+            BackendUnavailableError: If there is no C++ compiler.
             CheckpointError: If the weights do not fit the model.
         """
         torch = require_torch()
+        require_compiler()
         module = _contract_module(request)
         model = request.checkpoint.manifest.model
         with captured_log() as log, torch.no_grad():

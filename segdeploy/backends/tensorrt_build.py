@@ -91,6 +91,7 @@ def _parse(build: _Build, builder: Any, graph: bytes) -> Any:
         raise BuildError(
             f"TensorRT's parser refuses the graph of {build.request.payload.name}: "
             f"{'; '.join(lines) or 'it does not say why'}",
+            hint="segdeploy lint MODEL.onnx --for tensorrt names the nodes and what to do.",
             log=build.log.tail(),
         )
     if network.num_inputs != 1:

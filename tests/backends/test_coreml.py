@@ -197,6 +197,7 @@ export(Path(sys.argv[1]), ["coreml-fp16"], Path(sys.argv[2]), size=(49, 67))
 """
 
 
+@pytest.mark.slow
 def test_another_process_writes_the_same_bytes(
     artifact: Artifact, checkpoint: Checkpoint, tmp_path: Path
 ) -> None:

@@ -115,16 +115,13 @@ def test_one_size_is_one_delegate_and_a_range_tells_what_is_outside(
     told = json.loads((artifact.path / "delegation.json").read_text())
     assert told == {"num_delegates": 1, "not_delegated": {}}
     told = json.loads((bounded["fp32"].path / "delegation.json").read_text())
-    assert told == {
-        "num_delegates": 1,
-        "not_delegated": {"aten.upsample_bilinear2d.vec": 1},
-    }
+    assert set(told["not_delegated"]) == {"aten.upsample_bilinear2d.vec"}
     assert "delegation.json" in artifact.manifest.companions
     with pytest.raises(DataError):
         open_session(artifact).run(_tensors(1, 48, 65))
 
 
-@pytest.mark.parametrize("num_classes", [5, 300])
+@pytest.mark.parametrize("num_classes", [5, pytest.param(300, marks=pytest.mark.slow)])
 def test_images_become_labels(small_net: SmallNet, tmp_path: Path, num_classes: int) -> None:
     checkpoint = small_net(tmp_path / "checkpoint", num_classes)
     io = IoContract(InputKind.IMAGE, OutputKind.LABELS_CONFIDENCE)

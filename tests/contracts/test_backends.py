@@ -19,13 +19,13 @@ from torch import nn
 from segdeploy.backends import BACKENDS, Backend, open_session, require_backend
 from segdeploy.backends.isolation import IN_PROCESS
 from segdeploy.core.contract import InputKind, IoContract, OutputKind, SizeBounds
-from segdeploy.core.errors import BackendUnavailableError, UnsupportedTargetError
+from segdeploy.core.errors import BackendUnavailableError, BuildError, UnsupportedTargetError
 from segdeploy.core.folder import Artifact, Checkpoint, load_artifact
 from segdeploy.core.preprocess import PreprocessSpec, normalize_image
 from segdeploy.core.target import Precision
 from segdeploy.core.task import Task
 from segdeploy.data import open_dataset
-from segdeploy.export import Size, export
+from segdeploy.export import ExportOutcome, Size, export
 from segdeploy.export.plan import plan_export
 from segdeploy.graph.proto import load_graph
 from segdeploy.zoo import MODELS, create_model, save_checkpoint
@@ -37,6 +37,12 @@ SIZES = [(1, 96, 128), (2, 104, 120), (1, 97, 131), (3, 33, 65)]
 BOUNDS = SizeBounds((33, 65), (96, 128), (104, 131))
 MAX_BATCH = 3
 ONE_SIZE = (97, 131)
+# What a converter cannot do today: it must end as a BuildError, and never as an artifact.
+UNCONVERTED = {
+    ("fpn_resnet34", "ncnn"): "pnnx sums a stack over another axis; ncnn dies of it",
+    ("pspnet_resnet34", "coreml"): "coremltools lacks adaptive pooling to sizes that do not divide",
+    ("segformer_mit_b0", "ncnn"): "pnnx's attention is nothing that ncnn can run",
+}
 # Root mean square difference as a share of the logits' spread, on untrained weights.
 CLOSE = {Precision.FP32: 1e-4, Precision.FP16: 0.02, Precision.BF16: 0.1, Precision.INT8: 0.25}
 
@@ -79,6 +85,18 @@ def _most(backend: Backend, model: str) -> Size:
     return None if backend.limits.dynamic else BOUNDS if backend.limits.bounded else ONE_SIZE
 
 
+def _export(backend: Backend, model: str, checkpoint: Checkpoint) -> list[ExportOutcome]:
+    return export(
+        checkpoint.path,
+        [f"{backend.name}-{precision}" for precision in backend.precisions],
+        checkpoint.path.parent,
+        size=_most(backend, model),
+        calibration=DATA,
+        num_calibration_images=4,
+        max_batch=MAX_BATCH if backend.limits.bounded else 1,
+    )
+
+
 def _sizes(artifact: Artifact) -> list[tuple[int, int, int]]:
     """Batches (N, H, W) that an artifact must take."""
     batch, _, height, width = artifact.manifest.inputs[0].shape
@@ -115,11 +133,11 @@ def test_every_target_of_a_model_agrees_with_eager_at_every_size(
     except BackendUnavailableError as error:
         pytest.skip(str(error))
     checkpoint = run_of(model)
-    outcomes = export(
-        checkpoint.path, [f"{name}-{precision}" for precision in backend.precisions],
-        checkpoint.path.parent, size=_most(backend, model), calibration=DATA,
-        num_calibration_images=4, max_batch=MAX_BATCH if backend.limits.bounded else 1,
-    )  # fmt: skip
+    if (model, name) in UNCONVERTED:
+        with pytest.raises(BuildError):
+            _export(backend, model, checkpoint)
+        return
+    outcomes = _export(backend, model, checkpoint)
     assert len(outcomes) >= len(backend.precisions)
     reference = open_session(checkpoint)
     for outcome in outcomes:

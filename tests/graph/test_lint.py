@@ -130,6 +130,18 @@ def test_external_data_that_is_there_is_no_finding(program: ModuleType, tmp_path
     assert lint_graph(model, "tensorrt", folder=tmp_path) == []
 
 
+def test_a_node_that_lost_its_inputs_is_a_finding_for_every_runtime(program: ModuleType) -> None:
+    for case in program.made_cases():
+        broken = onnx.ModelProto.FromString(case.model.SerializeToString())
+        for node in broken.graph.node:
+            del node.input[:]
+        for runtime in RULES:
+            found = lint_graph(broken, runtime)
+            assert isinstance(found, list)
+            if case.name.startswith("qdq"):
+                assert {finding.rule for finding in found} == {"invalid-graph"}
+
+
 def test_every_table_has_rules_and_an_unknown_runtime_is_named() -> None:
     assert all(len(RULES.get(name)) > 0 for name in RULES)
     with pytest.raises(UnknownNameError, match="tensort"):

@@ -53,6 +53,9 @@ def lint_graph(
         UnknownNameError: If there are no rules for the runtime.
     """
     facts = GraphFacts(model, has_sizes=has_sizes, folder=folder)
+    malformed = list(common.malformed_nodes(facts))
+    if malformed:
+        return malformed
     rules = (*common.RULES, *RULES.get(runtime))
     found = list(dict.fromkeys(finding for rule in rules for finding in rule(facts)))
     return sorted(found, key=lambda finding: finding.level is not Level.ERROR)

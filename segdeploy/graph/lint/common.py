@@ -23,6 +23,23 @@ def invalid_graph(facts: GraphFacts) -> Iterator[Finding]:
         )
 
 
+def malformed_nodes(facts: GraphFacts) -> Iterator[Finding]:
+    """Nodes with fewer inputs or outputs than their operator has; other rules rely on them."""
+    version = opset_version(facts.model)
+    for node in facts.nodes():
+        if node.domain not in {"", "ai.onnx"} or not onnx.defs.has(node.op_type, version):
+            continue
+        schema = onnx.defs.get_schema(node.op_type, version)
+        if len(node.input) < schema.min_input or len(node.output) < schema.min_output:
+            yield facts.finding(
+                "invalid-graph",
+                f"{node.op_type} needs {schema.min_input} inputs and {schema.min_output} outputs; "
+                f"it has {len(node.input)} and {len(node.output)}.",
+                "Export it again; if you edited it, run onnx.checker after every edit.",
+                node,
+            )
+
+
 def external_data(facts: GraphFacts) -> Iterator[Finding]:
     """Weights in another file that is not there."""
     for tensor in facts.graph.initializer:
