@@ -23,6 +23,7 @@ from segdeploy.backends.aoti import (
     compiled_features,
     cpu_features,
     read_metadata,
+    require_compiler,
 )
 from segdeploy.core.contract import InputKind, IoContract, OutputKind
 from segdeploy.core.errors import ArtifactError, BackendUnavailableError, DataError
