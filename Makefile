@@ -16,8 +16,10 @@ $(VENV)/.installed: pyproject.toml constraints.txt
 demo: setup
 	$(BIN)/segdeploy demo --out runs/demo
 
+# One thread for each of the two processes; what measures time runs alone.
 test: setup
-	$(BIN)/pytest
+	OMP_NUM_THREADS=1 $(BIN)/pytest -n 2 -m "not slow and not gpu and not serial"
+	$(BIN)/pytest -m "serial and not slow and not gpu"
 
 test-slow: setup
 	$(BIN)/pytest -m slow
