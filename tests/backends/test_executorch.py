@@ -108,14 +108,15 @@ def test_sizes_and_batches_outside_the_bounds_are_refused(bounded: dict[str, Art
             session.bind(_tensors(*size))
 
 
-def test_one_size_is_one_delegate_and_a_range_tells_what_is_outside(
+def test_what_is_not_delegated_is_told(
     bounded: dict[str, Artifact], checkpoint: Checkpoint, tmp_path: Path
 ) -> None:
     artifact = _export(checkpoint, tmp_path, "fp32")
     told = json.loads((artifact.path / "delegation.json").read_text())
-    assert told == {"num_delegates": 1, "not_delegated": {}}
+    nearest, bilinear = "aten.upsample_nearest2d.vec", "aten.upsample_bilinear2d.vec"
+    assert told == {"num_delegates": 2, "not_delegated": {nearest: 1}}  # XNNPACK has no nearest.
     told = json.loads((bounded["fp32"].path / "delegation.json").read_text())
-    assert set(told["not_delegated"]) == {"aten.upsample_bilinear2d.vec"}
+    assert set(told["not_delegated"]) == {nearest, bilinear}  # Nor a resize to an open size.
     assert "delegation.json" in artifact.manifest.companions
     with pytest.raises(DataError):
         open_session(artifact).run(_tensors(1, 48, 65))

@@ -7,12 +7,14 @@ from __future__ import annotations
 
 import json
 import time
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
 
+from segdeploy.backends import BACKENDS
 from segdeploy.bench import BenchPlan, bench, measure_interleaved
 from segdeploy.bench.inputs import choose_sizes, make_batch
 from segdeploy.bench.plan import NUM_BLOCKS
@@ -79,7 +81,7 @@ FAST = BenchPlan(seconds=0, warmup_s=0, threads=1, size=(8, 12))
 
 
 @pytest.fixture(autouse=True)
-def plugin(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def plugin(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
     """Install the made-up backend where this process and its workers find it."""
     site = tmp_path / "site"
     info = site / "fake_bench_backend-1.0.dist-info"
@@ -90,6 +92,9 @@ def plugin(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
         "[segdeploy.backends]\nfake = fake_bench_backend:BACKEND\n"
     )
     monkeypatch.syspath_prepend(str(site))
+    BACKENDS.__dict__.pop("_table", None)  # It was read before the plug-in was there.
+    yield
+    BACKENDS.__dict__.pop("_table", None)
 
 
 def make_artifact(
