@@ -10,7 +10,7 @@ from segdeploy.backends.isolation import (
     open_isolated,
     require_elsewhere,
 )
-from segdeploy.core.errors import BackendUnavailableError
+from segdeploy.core.errors import ArtifactError, BackendUnavailableError
 from segdeploy.core.folder import Checkpoint, ModelFolder
 from segdeploy.core.foreign import is_foreign
 from segdeploy.core.registry import Registry
@@ -72,7 +72,12 @@ def open_session(
     if isolated is None:
         isolated = backend.is_isolated and not is_in_process(backend.environment)
     if isolated:
-        return open_isolated(folder, device, find_python_of(backend.environment))
+        try:
+            return open_isolated(folder, device, find_python_of(backend.environment))
+        except (ArtifactError, OSError):
+            if backend.environment is not None:
+                require_elsewhere(backend)  # The environment may be what is broken.
+            raise
     backend.require()
     return backend.open(folder, device)
 

@@ -132,7 +132,8 @@ def _find(module: str, package: str) -> None:
     if importlib.util.find_spec(module) is None:
         raise BackendUnavailableError(
             f"LiteRT needs {package}, which {sys.executable} has not.",
-            hint=f"Install it there: {sys.executable} -m pip install 'segdeploy[litert]'",
+            hint="LiteRT has an environment of its own: segdeploy doctor prints the commands that "
+            "make it.",
         )
 
 

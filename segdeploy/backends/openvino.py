@@ -274,7 +274,9 @@ def _check_contract(
     compiled: Any, inputs: tuple[TensorSpec, ...], outputs: tuple[TensorSpec, ...], what: str
 ) -> None:
     wanted = [(s.name, s.dtype, s.shape) for s in (*inputs, *outputs)]
-    found = [_describe(port) for port in (*compiled.inputs, *compiled.outputs)]
+    ports = (*compiled.inputs, *compiled.outputs)
+    names = [name for name, _, _ in wanted] + [""] * len(ports)
+    found = [_describe(port, name) for port, name in zip(ports, names, strict=False)]
     if len(found) == len(wanted) and all(
         have[:2] == want[:2] and _may_be(have[2], want[2])
         for have, want in zip(found, wanted, strict=True)
@@ -286,9 +288,11 @@ def _check_contract(
     )
 
 
-def _describe(port: Any) -> tuple[str, str, tuple[int | None, ...]]:
+def _describe(port: Any, wanted: str) -> tuple[str, str, tuple[int | None, ...]]:
+    """Return name, type and shape; where two nodes became one, the port has the names of both."""
     shape = tuple(side.get_length() if side.is_static else None for side in port.partial_shape)
-    return port.any_name, port.element_type.to_dtype().name, shape
+    name = wanted if wanted in port.names else port.any_name
+    return name, port.element_type.to_dtype().name, shape
 
 
 def _may_be(found: tuple[int | None, ...], wanted: tuple[int | None, ...]) -> bool:

@@ -45,8 +45,12 @@ class TensorRTBackend(Backend):
 
     def versions(self) -> dict[str, str]:
         """Return the packages' versions, and the GPU and driver: an engine is bound to them."""
+        from segdeploy.backends.tensorrt_build import workspace_limit
+
         gpu = find_gpu()
         here = {} if gpu is None else {"gpu": gpu.name, "driver": gpu.driver}
+        if (limit := workspace_limit()) is not None:
+            here["workspace_mib"] = str(limit)
         return {**super().versions(), **here}
 
     def build(self, request: BuildRequest) -> None:

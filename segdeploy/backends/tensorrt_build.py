@@ -107,13 +107,24 @@ def _set_precision(trt: ModuleType, config: Any) -> None:
 
 def _limit_workspace(trt: ModuleType, config: Any, request: BuildRequest) -> int | None:
     """Set the limit of the options, else of the variable; return it in MiB."""
-    given = request.options.get("workspace_mib", os.environ.get(WORKSPACE) or None)
+    given = workspace_limit(request.options.get("workspace_mib"))
+    if given is not None:
+        config.set_memory_pool_limit(trt.MemoryPoolType.WORKSPACE, given << 20)
+    return given
+
+
+def workspace_limit(asked: object = None) -> int | None:
+    """Return the limit in MiB that is asked for, or that the variable sets; None is none.
+
+    Raises:
+        ConfigError: If it is no positive whole number.
+    """
+    given = os.environ.get(WORKSPACE) or None if asked is None else asked
     if given is None:
         return None
-    if not str(given).isdigit() or not int(given):
+    if not str(given).isdigit() or not int(str(given)):
         raise ConfigError(f"The workspace limit must be whole MiB, found '{given}'.")
-    config.set_memory_pool_limit(trt.MemoryPoolType.WORKSPACE, int(given) << 20)
-    return int(given)
+    return int(str(given))
 
 
 def _set_shapes(build: _Build, builder: Any, network: Any, config: Any) -> Shapes:

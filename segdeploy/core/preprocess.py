@@ -10,6 +10,7 @@ an `image` contract contains everything after the resize.
 
 from __future__ import annotations
 
+import dataclasses
 from dataclasses import dataclass
 from enum import StrEnum
 from typing import TypeVar
@@ -18,7 +19,7 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image
 
-from segdeploy.core.contract import InputKind
+from segdeploy.core.contract import InputKind, SizeBounds
 from segdeploy.core.errors import ConfigError
 
 IMAGENET_MEAN = (0.485, 0.456, 0.406)
@@ -211,3 +212,19 @@ def restore_labels(
     """Return model-sized label maps (..., H, W) at the original image's size (h, w)."""
     height, width = _inner_size(original, spec)
     return resize_labels(labels[..., :height, :width], original)
+
+
+def fixed_preprocess(
+    spec: PreprocessSpec, size: tuple[int, int] | None, bounds: SizeBounds | None = None
+) -> PreprocessSpec:
+    """Return the preprocessing of an artifact that takes one size, or sizes within bounds.
+
+    One size has to be brought about: letterbox stays letterbox, every other rule becomes `fixed`,
+    with the same kernel. A range changes only a fixed size that is outside it, to its usual one.
+    """
+    if size is None and bounds is not None and spec.size is not None:
+        size = None if bounds.has(1, *spec.size) else bounds.usual
+    if size is None or (spec.size_rule is SizeRule.FIXED and spec.size == size):
+        return spec
+    rule = SizeRule.LETTERBOX if spec.size_rule is SizeRule.LETTERBOX else SizeRule.FIXED
+    return dataclasses.replace(spec, size_rule=rule, size=size)

@@ -19,7 +19,7 @@ import numpy as np
 from segdeploy.backends import BACKENDS
 from segdeploy.backends.isolation import Builder
 from segdeploy.core.contract import contract_tensors
-from segdeploy.core.errors import ArtifactError, BuildError
+from segdeploy.core.errors import ArtifactError, BackendUnavailableError, BuildError
 from segdeploy.core.files import digest_of, write_json
 from segdeploy.core.folder import (
     Artifact,
@@ -31,7 +31,7 @@ from segdeploy.core.folder import (
     save_folder,
 )
 from segdeploy.core.manifest import Manifest
-from segdeploy.core.preprocess import PreprocessSpec, SizeRule
+from segdeploy.core.preprocess import fixed_preprocess
 from segdeploy.core.session import BuildRequest
 from segdeploy.core.target import Precision
 from segdeploy.export.calibration import CALIBRATION, CalibrationSet, Progress, describe
@@ -42,24 +42,14 @@ RECIPE = 3  # Raise it when the same inputs give another graph: older artifacts 
 
 @dataclass(frozen=True)
 class BuildContext:
-    """What all steps of an export share; `versions` of packages by backend."""
+    """What all steps of an export share; `versions` of packages by backend, `missing` ones."""
 
     checkpoint: Checkpoint
     calibration: CalibrationSet | None
     progress: Progress | None
     builder: Builder
     versions: Mapping[str, dict[str, str]]
-
-
-def fixed_preprocess(spec: PreprocessSpec, size: tuple[int, int] | None) -> PreprocessSpec:
-    """Return the preprocessing of an artifact: one of a fixed size has to bring images to it.
-
-    Letterbox stays letterbox; every other rule becomes `fixed`, with the same kernel.
-    """
-    if size is None or (spec.size_rule is SizeRule.FIXED and spec.size == size):
-        return spec
-    rule = SizeRule.LETTERBOX if spec.size_rule is SizeRule.LETTERBOX else SizeRule.FIXED
-    return dataclasses.replace(spec, size_rule=rule, size=size)
+    missing: Mapping[str, BackendUnavailableError]
 
 
 def describe_artifact(step: Step, parent: ModelFolder, context: BuildContext) -> Manifest:
@@ -81,7 +71,7 @@ def describe_artifact(step: Step, parent: ModelFolder, context: BuildContext) ->
         model=source.model,
         task=source.task,
         classes=source.classes,
-        preprocess=fixed_preprocess(source.preprocess, step.size),
+        preprocess=fixed_preprocess(source.preprocess, step.size, step.bounds),
         inputs=inputs,
         outputs=outputs,
         files=dict.fromkeys((backend.payload_name, *backend.other_files), ""),

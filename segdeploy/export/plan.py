@@ -185,6 +185,11 @@ def _plan_step(
         bounds = replace(size, max_batch=max_batch)
     elif limits.bounded and static and max_batch > 1:
         bounds = SizeBounds(static, static, static, max_batch)
+    if max_batch > 1 and not limits.batches:
+        raise UnsupportedTargetError(
+            f"{target.backend} takes one image a call, and --max-batch is {max_batch}.",
+            hint="Leave --max-batch out for this target.",
+        )
     is_single = not limits.batches or (limits.bounded and max_batch == 1)
     shown: Size = bounds if isinstance(size, SizeBounds) else static
     shown = None if shown == own_size else shown

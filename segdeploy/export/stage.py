@@ -5,6 +5,7 @@ Everything that can be refused is refused before the first converter runs.
 
 from __future__ import annotations
 
+import math
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -14,10 +15,17 @@ from typing import Any
 from segdeploy.backends import BACKENDS, require_backend
 from segdeploy.backends.isolation import BUILD_LIMIT_S, Builder
 from segdeploy.core.contract import IoContract
-from segdeploy.core.errors import ArtifactError, BuildError, ConfigError, SegDeployError
+from segdeploy.core.errors import (
+    ArtifactError,
+    BackendUnavailableError,
+    BuildError,
+    ConfigError,
+    SegDeployError,
+)
 from segdeploy.core.folder import Artifact, Checkpoint, ModelFolder, load_checkpoint
 from segdeploy.core.foreign import is_foreign
 from segdeploy.core.lock import run_lock
+from segdeploy.core.preprocess import fixed_preprocess
 from segdeploy.core.target import Precision
 from segdeploy.export.build import (
     BuildContext,
@@ -117,14 +125,16 @@ def export(
         RunLockedError: If another process works in `out`.
         BuildError: If a converter fails; what was finished before stays.
     """
+    _check_limits(build_limit_s, build_memory_mib)
     source, take = _open_source(checkpoint, out, foreign, size, report)
     steps = plan_export(
         source, targets, out, io=io or IoContract(), size=size, name=name, max_batch=max_batch
     )
-    versions = _require(steps, has_module=not is_foreign(source))
+    versions, missing = _require(steps, has_module=not is_foreign(source), keep_going=keep_going)
     images = _open_calibration(steps, calibration, num_calibration_images)
     builder = Builder(build_limit_s, build_memory_mib)
-    context = BuildContext(source, images, progress, builder, versions)
+    context = BuildContext(source, images, progress, builder, versions, missing)
+    _say_resized(source, size, report)
     if dry_run:
         done = _run(steps, context, _Choices(force, dry_run=True, keep_going=False))
     else:
@@ -168,16 +178,43 @@ def _open_source(
     return planned.checkpoint, lambda force: planned.write(force=force)
 
 
-def _require(steps: Sequence[Step], *, has_module: bool) -> dict[str, dict[str, str]]:
-    """Return the versions of packages by backend; raise what is missing."""
+def _check_limits(seconds: float, memory_mib: float | None) -> None:
+    for value, what in ((seconds, "time in s"), (memory_mib, "memory in MiB")):
+        if value is not None and not 0 < value < math.inf:
+            raise ConfigError(f"The limit of a build ({what}) must be positive, found {value}.")
+
+
+def _say_resized(source: Checkpoint, size: Size, report: Callable[[str], object] | None) -> None:
+    """Say that the artifacts will bring images to another size than the checkpoint does."""
+    spec = source.manifest.preprocess
+    static = size if isinstance(size, tuple) else None
+    if fixed_preprocess(spec, static).size not in (None, spec.size) and spec.size is not None:
+        height, width = spec.size
+        shown = "x".join(map(str, static or ()))
+        _say(report, f"note: images will be resized to {shown}, not to {height}x{width} as before")
+
+
+def _require(
+    steps: Sequence[Step], *, has_module: bool, keep_going: bool
+) -> tuple[dict[str, dict[str, str]], dict[str, BackendUnavailableError]]:
+    """Return the versions of packages by backend, and of a sweep the backends that are missing.
+
+    A sweep needs one backend at least: else the first error is raised as for a single target.
+    """
     if has_module:
         require_torch("onnx", "onnxscript", "safetensors")
     else:
         require_onnx()
-    return {
-        name: require_backend(BACKENDS.get(name))
-        for name in dict.fromkeys(step.target.backend for step in steps)
-    }
+    versions, missing = {}, {}
+    for name in dict.fromkeys(step.target.backend for step in steps):
+        try:
+            versions[name] = require_backend(BACKENDS.get(name))
+        except BackendUnavailableError as error:
+            missing[name] = error
+    asked = {step.target.backend for step in steps if step.requested}
+    if missing and (not keep_going or asked <= set(missing)):
+        raise next(iter(missing.values()))
+    return versions, missing
 
 
 def _open_calibration(
@@ -218,6 +255,8 @@ def _run(
         try:
             if step.parent is not None and step.parent.folder in failed:
                 raise BuildError(f"{step.label} needs {step.parent.label}, which failed.")
+            if step.target.backend in context.missing:
+                raise context.missing[step.target.backend]
             parent = context.checkpoint if step.parent is None else made[step.parent.folder]
             artifact, reused = _take_or_build(step, parent, context, choices, report)
         except SegDeployError as error:

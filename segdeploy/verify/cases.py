@@ -64,7 +64,8 @@ def plan_cases(folder: Artifact, data: str | None, num_images: int) -> list[Case
     static = (height, width) if height and width else None
     size = static or manifest.design_size or DEFAULT_SIZE
     images = _Images(data, size, num_images)
-    own = _own_size(images, manifest.preprocess, static, batch or 1)
+    usual = manifest.bounds.usual if manifest.bounds else static
+    own = _own_size(images, manifest.preprocess, usual, batch or 1)
     cases = [Case("images", images.source, own)]
     if static is None:
         for n, h, w in dict.fromkeys(_fit(odd, manifest.bounds) for odd in ODD_SIZES):

@@ -1,8 +1,9 @@
 """A whole run folder: is every file the promised one, back to the checkpoint?
 
-Digests only; nothing is run. A folder is sound if its manifest and all its files are what they were
-when they were written, every ancestor that its lineage names is here with the same files, its
-results were measured on this payload, and its verdict is not a failure.
+Nothing is run. A folder is sound if its manifest and all its files are what they were when they
+were written, it holds nothing else, every ancestor that its lineage names is here with the same
+files, its classes and preprocessing are those of its checkpoint, its results are of its target,
+and its verdict is not a failure. Result files have no digest: a number in them may be changed.
 """
 
 from __future__ import annotations
@@ -12,16 +13,19 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
+from segdeploy.core.contract import InputKind
 from segdeploy.core.errors import ArtifactError, SegDeployError
 from segdeploy.core.folder import (
     MANIFEST,
+    WEIGHTS,
     Artifact,
     ModelFolder,
     check_companion,
     find_linked,
     load_folder,
 )
-from segdeploy.core.manifest import Ancestor, Link
+from segdeploy.core.manifest import Ancestor, Link, Manifest
+from segdeploy.core.preprocess import fixed_preprocess
 from segdeploy.core.results import read_result
 
 
@@ -75,13 +79,28 @@ def verify_run(run: Path) -> RunCheck:
     Raises:
         ArtifactError: If there is no model folder in it.
     """
-    places = sorted(found.parent for found in run.glob(f"*/{MANIFEST}"))
-    if not places:
+    places = sorted(place for place in run.iterdir() if _is_model_folder(place))
+    if not any((place / MANIFEST).exists() for place in places):
         raise ArtifactError(
             f"{run} holds no checkpoint and no artifact.",
             hint="Give the run folder that 'segdeploy train' or 'segdeploy export' wrote.",
         )
     return RunCheck(str(run), [_check(place) for place in places])
+
+
+_RESULTS = ("parity.json", "eval.json", "bench.json", "images.csv", "samples")
+"""What stages write beside a payload; no part of a folder's identity."""
+
+
+def _is_model_folder(place: Path) -> bool:
+    """Return whether a folder has a manifest, or has lost it."""
+    marks = [place / name for name in (MANIFEST, WEIGHTS, *_RESULTS[:3])]
+    is_hidden = place.name.startswith(".")
+    return place.is_dir() and not is_hidden and any(p.exists() for p in [*marks, *_payloads(place)])
+
+
+def _payloads(place: Path) -> list[Path]:
+    return sorted(place.glob("model.*"))
 
 
 def _check(place: Path) -> FolderCheck:
@@ -92,6 +111,7 @@ def _check(place: Path) -> FolderCheck:
     manifest = folder.manifest
     problems = [
         *_check_companions(folder),
+        *_check_strangers(folder),
         *_check_lineage(folder),
         *_check_results(folder),
     ]
@@ -117,6 +137,30 @@ def _check_companions(folder: ModelFolder) -> list[str]:
     return problems
 
 
+def _check_strangers(folder: ModelFolder) -> list[str]:
+    manifest = folder.manifest
+    known = {MANIFEST, *manifest.files, *manifest.companions, *_RESULTS}
+    strangers = sorted(
+        {p.name for p in folder.path.iterdir() if not p.name.startswith(".")} - known
+    )
+    return [f"it holds {name}, which its manifest does not know" for name in strangers]
+
+
+def differing_facts(manifest: Manifest, reference: Manifest) -> list[str]:
+    """Return which of an artifact's words are not those of its checkpoint."""
+    shape = manifest.inputs[0].shape
+    sides = shape[1:3] if manifest.io.input is InputKind.IMAGE else shape[2:4]
+    height, width = sides if len(sides) == 2 else (None, None)
+    size = (height, width) if height and width else None
+    wanted = fixed_preprocess(reference.preprocess, size, manifest.bounds)
+    found = {
+        "preprocess": manifest.preprocess == wanted,
+        "classes": manifest.classes == reference.classes,
+        "task": manifest.task is reference.task,
+    }
+    return [name for name, is_same in found.items() if not is_same]
+
+
 def _check_lineage(folder: ModelFolder) -> list[str]:
     """Return what is wrong with the ancestors: missing, others, or not the ones linked to."""
     manifest = folder.manifest
@@ -131,7 +175,12 @@ def _check_lineage(folder: ModelFolder) -> list[str]:
             problems.append(f"its manifest names no {what}")
         elif link.digest != ancestor[0].digest:
             problems.append(f"its {what} is not the one of its lineage")
-    return problems + [p for ancestor in lineage for p in _check_ancestor(folder, ancestor)]
+    problems += [p for ancestor in lineage for p in _check_ancestor(folder, ancestor)]
+    reference = find_linked(folder, manifest.reference)
+    if reference is not None:
+        differing = differing_facts(manifest, reference.manifest)
+        problems += [f"its {what} is not that of its checkpoint" for what in differing]
+    return problems
 
 
 def _check_ancestor(folder: ModelFolder, ancestor: Ancestor) -> list[str]:
@@ -150,17 +199,22 @@ def _hint(folder: ModelFolder, ancestor: Ancestor) -> str:
 
 
 def _check_results(folder: ModelFolder) -> list[str]:
-    """Return the result files that were measured on something else."""
-    problems = []
-    digest = folder.manifest.digest
-    bench = read_result(folder.path / "bench.json")
-    if bench is not None and _measured(bench) not in {None, digest}:
+    """Return the result files that are unreadable or of something else."""
+    problems, found = [], {}
+    for name in _RESULTS[:3]:
+        try:
+            found[name] = read_result(folder.path / name) or {}
+        except SegDeployError as error:
+            problems.append(error.message)
+    for name, result in found.items():
+        if result.get("target", folder.name) != folder.name:
+            problems.append(f"{name} is of the target {result['target']}")
+    digest, link = folder.manifest.digest, folder.manifest.reference
+    if _measured(found.get("bench.json", {})) not in {None, digest}:
         problems.append("bench.json was measured on another payload")
-    parity, link = read_result(folder.path / "parity.json"), folder.manifest.reference
-    if parity is not None and link is not None:
-        judged = str(parity.get("reference", "")).partition("@")[2]
-        if judged and not link.digest.startswith(judged):
-            problems.append("parity.json was judged against another reference")
+    judged = str(found.get("parity.json", {}).get("reference", "")).partition("@")[2]
+    if judged and link is not None and not link.digest.startswith(judged):
+        problems.append("parity.json was judged against another reference")
     return problems
 
 

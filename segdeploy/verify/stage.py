@@ -25,13 +25,14 @@ from segdeploy.core.folder import (
     mark_passed,
 )
 from segdeploy.core.lock import run_lock
-from segdeploy.core.results import ParityReport, read_result
+from segdeploy.core.results import Failure, ParityReport, read_result
 from segdeploy.core.target import Precision
 from segdeploy.metrics import FlipCount
 from segdeploy.metrics.flips import decision_names
 from segdeploy.verify.cases import Case, plan_cases
 from segdeploy.verify.compare import CaseCount, compare_cases, has_sound_logits
 from segdeploy.verify.judge import find_tolerance, judge
+from segdeploy.verify.lineage import differing_facts
 from segdeploy.verify.reference import (
     Runner,
     check_comparable,
@@ -116,6 +117,9 @@ def compare_folders(
     names = decision_names(manifest.task, manifest.classes)
     total = _total(counts, reference, tolerance)
     failures = judge(total, counts, precision, noise_floor, names, trained=_is_trained(reference))
+    link = manifest.reference
+    if link is not None and link.digest == reference.manifest.digest:
+        failures += [Failure(what, 0, 1) for what in differing_facts(manifest, reference.manifest)]
     sound = has_sound_logits(total)
     return ParityReport(
         target=folder.name,

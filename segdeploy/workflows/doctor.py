@@ -26,6 +26,8 @@ from segdeploy.measure import describe_environment, usable_cores
 _EXTRAS = {
     "torch": "torch", "torchvision": "torch", "onnx": "torch", "onnxscript": "torch",
     "safetensors": "torch", "onnxruntime": "cpu",
+    "openvino": "openvino", "executorch": "executorch", "coremltools": "coreml", "ncnn": "ncnn",
+    "pnnx": "ncnn", "tensorrt": "gpu",
 }  # fmt: skip
 _BASE = ("segdeploy", "numpy", "pillow", "msgspec", "rich", "typer")
 _LOW_DISK_MIB = 2048
@@ -116,7 +118,11 @@ def _find_packages() -> list[Finding]:
     known = installed_versions()
     found = [Finding(name, True, _version(name) or "?") for name in _BASE]
     for name, extra in _EXTRAS.items():
-        version = known.get(name) or (known.get("onnxruntime-gpu") if extra == "cpu" else None)
+        version = (
+            known.get(name)
+            or _version(name)
+            or (known.get("onnxruntime-gpu") if extra == "cpu" else None)
+        )
         hint = "" if version else f"pip install 'segdeploy[{extra}]'"
         found.append(Finding(name, version is not None, version or "", hint))
     return found

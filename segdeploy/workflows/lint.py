@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from segdeploy.core.contract import InputKind, SizeBounds
-from segdeploy.core.errors import ArtifactError, UnknownNameError
+from segdeploy.core.errors import ArtifactError, ConfigError, UnknownNameError
 from segdeploy.core.folder import load_artifact
 from segdeploy.core.manifest import Manifest
 
@@ -94,7 +94,11 @@ def _fixed_size(manifest: Manifest) -> tuple[int, int] | None:
 
 
 def _at_size(model: onnx.ModelProto, size: tuple[int, int]) -> onnx.ModelProto:
-    """Return the graph with one image of this size as its input, as far as that is left open."""
+    """Return the graph with one image of this size as its input, as far as that is left open.
+
+    Raises:
+        ConfigError: If the graph is of another size.
+    """
     from segdeploy.graph.proto import copy_model, initializers
 
     fixed = copy_model(model)
@@ -104,8 +108,14 @@ def _at_size(model: onnx.ModelProto, size: tuple[int, int]) -> onnx.ModelProto:
         if value.name in stored or len(dims) != 4:
             continue
         is_nhwc = dims[3].dim_value in {1, 3} and dims[1].dim_value not in {1, 3}
-        sides = (1, *size, None) if is_nhwc else (1, None, *size)
-        for dim, side in zip(dims, sides, strict=True):
-            if side is not None and not dim.dim_value:
-                dim.dim_value = side
+        batch, height, width = (dims[i] for i in ((0, 1, 2) if is_nhwc else (0, 2, 3)))
+        batch.dim_value = batch.dim_value or 1
+        for dim, side in zip((height, width), size, strict=True):
+            if dim.dim_value not in {0, side}:
+                raise ConfigError(
+                    f"The graph's input {value.name} is of one size, and --size says "
+                    f"{size[0]}x{size[1]}.",
+                    hint="Leave --size out.",
+                )
+            dim.dim_value = side
     return fixed

@@ -22,7 +22,7 @@ from segdeploy.data import open_dataset
 from segdeploy.export import export
 from segdeploy.predict import predict_files
 from segdeploy.verify import verify
-from segdeploy.zoo import create_model, save_checkpoint
+from segdeploy.zoo import create_model, main_logits, save_checkpoint
 
 IMAGE_LABELS = IoContract(InputKind.IMAGE, OutputKind.LABELS)
 QUICK = {"onnx", "torchscript", "openvino", "ncnn"}
@@ -117,3 +117,27 @@ def test_three_hundred_classes_come_as_uint16(name: str, tmp_path: Path) -> None
     assert labels.dtype == np.uint16
     assert wanted.max() > 255, "the test needs a class that uint8 cannot name"
     assert (labels != wanted).mean() < 0.01
+
+
+@pytest.mark.parametrize("name", _backends())
+def test_a_binary_model_gives_a_mask(name: str, tmp_path: Path) -> None:
+    torch.manual_seed(0)
+    module = create_model("lraspp_mobilenet_v3_small", 1).eval()
+    image = open_dataset("synthetic:64x96:16", "val")[0].image
+    tensor = torch.from_numpy(normalize_image(image, PreprocessSpec())[None])
+    with torch.no_grad():
+        bias = next(v for v in reversed(list(module.parameters())) if v.shape == (1,))
+        bias -= main_logits(module(tensor)).median()  # Both answers occur.
+    checkpoint = save_checkpoint(
+        tmp_path / "checkpoint", module,
+        model="lraspp_mobilenet_v3_small", task=Task.BINARY, classes=("yes",),
+        preprocess=PreprocessSpec(), trained=False,
+    )  # fmt: skip
+    session = open_session(_build(name, checkpoint, tmp_path / "run"))
+    labels = session.run(image[None])["labels"]
+    session.close()
+    logits = open_session(checkpoint).run(normalize_image(image, PreprocessSpec())[None])["logits"]
+    wanted = predict_labels(logits, Task.BINARY)
+    assert labels.dtype == np.uint8
+    assert 0 < wanted.mean() < 1
+    assert (labels != wanted).mean() < 1e-3

@@ -9,6 +9,7 @@ import pytest
 from segdeploy.cli.parsing import parse_sizes
 from segdeploy.core.contract import IoContract, SizeBounds
 from segdeploy.core.errors import ConfigError
+from segdeploy.core.preprocess import PreprocessSpec, SizeRule, fixed_preprocess
 from segdeploy.core.target import ExportTarget
 from segdeploy.export.plan import default_name
 
@@ -53,3 +54,16 @@ def test_folder_names_say_size_and_batch() -> None:
     found = default_name(target, io, bounds, 4)
     assert found == "tensorrt-fp16+64x64..96x96..128x128+batch4"
     assert Path(found).name == found
+
+
+@pytest.mark.parametrize(
+    ("own", "expected"), [((180, 240), (96, 128)), ((100, 150), (100, 150)), (None, None)]
+)
+def test_a_range_changes_only_a_fixed_size_outside_it(
+    own: tuple[int, int] | None, expected: tuple[int, int] | None
+) -> None:
+    rule = SizeRule.LETTERBOX if own else SizeRule.KEEP
+    spec = PreprocessSpec(size_rule=rule, size=own)
+    bounds = SizeBounds((64, 96), (96, 128), (128, 160))
+    found = fixed_preprocess(spec, None, bounds)
+    assert (found.size_rule, found.size) == (rule, expected)

@@ -30,11 +30,10 @@ from segdeploy.core.errors import (
     UnsupportedTargetError,
 )
 from segdeploy.core.folder import Checkpoint, load_artifact
-from segdeploy.core.preprocess import SizeRule, normalize_image
+from segdeploy.core.preprocess import SizeRule, fixed_preprocess, normalize_image
 from segdeploy.core.task import Task, predict_confidence, predict_labels
 from segdeploy.data import open_dataset
 from segdeploy.export import ExportOutcome, export
-from segdeploy.export.build import fixed_preprocess
 from segdeploy.export.plan import check_model_size
 
 ALL = ["torchscript-fp32", "onnx-fp32", "onnx-fp16", "onnx-int8"]

@@ -19,7 +19,7 @@ from segdeploy.backends.torchscript import TORCHSCRIPT
 from segdeploy.core.contract import IoContract, contract_tensors
 from segdeploy.core.folder import Artifact, Checkpoint, save_folder
 from segdeploy.core.manifest import Manifest
-from segdeploy.core.preprocess import PreprocessSpec, preprocess_image
+from segdeploy.core.preprocess import PreprocessSpec, fixed_preprocess, preprocess_image
 from segdeploy.core.session import BuildRequest
 from segdeploy.core.target import Precision
 from segdeploy.core.task import Task
@@ -121,7 +121,8 @@ class Run:
         inputs, outputs = contract_tensors(contract, own.task, len(own.classes), size)
         manifest = Manifest(
             kind="artifact", model="tiny", task=own.task, classes=own.classes,
-            preprocess=own.preprocess, inputs=inputs, outputs=outputs, files={"model.ts": ""},
+            preprocess=fixed_preprocess(own.preprocess, size), inputs=inputs, outputs=outputs,
+            files={"model.ts": ""},
             io=contract, target=target, design_size=SIZE, trained=own.trained,
             reference=self.checkpoint.link_from(path),
             parent=(parent or self.checkpoint).link_from(path),

@@ -18,7 +18,12 @@ import pytest
 
 from segdeploy.backends import BACKENDS, open_session
 from segdeploy.backends.isolation import IN_PROCESS, IsolatedSession
-from segdeploy.core.errors import ArtifactError, BackendUnavailableError, BuildError
+from segdeploy.core.errors import (
+    ArtifactError,
+    BackendUnavailableError,
+    BuildError,
+    ConfigError,
+)
 from segdeploy.core.folder import Checkpoint, load_artifact
 from segdeploy.export import export
 from segdeploy.verify import verify, verify_run
@@ -128,6 +133,30 @@ def test_the_command_ends_with_one_document_and_the_codes_of_what_failed(
     assert "SIGSEGV" in found["onnx-fp32"]["error"]
     assert "onnx-fp32, which failed" in found["onnx-fp16"]["error"]
     assert "planted in the converter" in done.stderr
+
+
+def test_a_missing_package_stops_its_own_target_only(
+    tiny_checkpoint: Checkpoint, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("SEGDEPLOY_PYTHON_LITERT", str(tmp_path / "no-python"))
+    asked = ["litert-fp32", HEALTHY]
+    missing, healthy = export(
+        tiny_checkpoint.path, asked, tmp_path / "run", size=(64, 96), keep_going=True
+    )
+    assert isinstance(missing.error, BackendUnavailableError)
+    assert "litert" in missing.error.message
+    assert healthy.error is None
+    with pytest.raises(BackendUnavailableError):
+        export(tiny_checkpoint.path, asked[:1], tmp_path / "one", size=(64, 96), keep_going=True)
+
+
+@pytest.mark.parametrize("limit", [{"build_limit_s": -1.0}, {"build_memory_mib": float("nan")}])
+def test_limits_that_are_none_are_refused_at_once(
+    tiny_checkpoint: Checkpoint, tmp_path: Path, limit: dict[str, Any]
+) -> None:
+    with pytest.raises(ConfigError, match="must be positive"):
+        export(tiny_checkpoint.path, [HEALTHY], tmp_path / "run", **limit)
+    assert not (tmp_path / "run").exists()
 
 
 def test_a_session_of_a_foreign_runtime_is_as_good_as_one_in_the_process(

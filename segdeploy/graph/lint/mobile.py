@@ -21,14 +21,14 @@ _COREML_RANK = 5
 
 
 def fixed_size(facts: GraphFacts) -> Iterator[Finding]:
-    """LiteRT payloads are of one size."""
+    """Payloads of LiteRT and Core ML are of one size; a range does not help."""
     for value in facts.inputs:
         kind = value.type.tensor_type
         sides = [d.HasField("dim_value") for d in kind.shape.dim][1:]
-        if not all(sides) and not facts.has_sizes:
+        if not all(sides):
             yield facts.finding(
                 "dynamic-size",
-                f"The input {value.name} has no fixed size; a LiteRT payload has one.",
+                f"The input {value.name} has no fixed size; such a payload has one.",
                 "Give --size HxW to the export.",
             )
 
@@ -74,4 +74,4 @@ def coreml_rank(facts: GraphFacts) -> Iterator[Finding]:
 
 
 LITERT_RULES = (fixed_size, litert_types)
-COREML_RULES = (coreml_types, coreml_rank)
+COREML_RULES = (fixed_size, coreml_types, coreml_rank)

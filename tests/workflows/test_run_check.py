@@ -5,13 +5,16 @@ from __future__ import annotations
 import json
 import shutil
 from pathlib import Path
+from typing import Any
 
 import pytest
 
 from segdeploy.core.errors import ArtifactError
 from segdeploy.core.folder import Checkpoint, load_artifact
+from segdeploy.core.manifest import encode_manifest
+from segdeploy.core.preprocess import PreprocessSpec
 from segdeploy.export import export
-from segdeploy.verify import RunCheck, verify_run
+from segdeploy.verify import RunCheck, verify, verify_run
 
 
 @pytest.fixture(scope="module")
@@ -82,6 +85,40 @@ def test_results_of_another_payload_are_found(run: Path) -> None:
     found = _problems(verify_run(run))
     assert "bench.json" in found["onnx-fp32"]
     assert "parity.json" in found["onnx-int8"]
+
+
+def test_results_of_another_target_and_damaged_ones_are_problems_of_one_folder(run: Path) -> None:
+    (run / "onnx-fp32" / "parity.json").write_text('{"target": "onnx-int8"}')
+    (run / "onnx-int8" / "eval.json").write_text('{"target": "onnx-int8"')
+    (run / "checkpoint" / "bench.json").write_text("[1]")
+    found = _problems(verify_run(run))
+    assert "parity.json is of the target onnx-int8" in found["onnx-fp32"]
+    assert "cannot be read" in found["onnx-int8"]
+    assert "not a result document" in found["checkpoint"]
+
+
+def test_a_lost_manifest_and_a_strange_file_are_found(run: Path) -> None:
+    (run / "onnx-fp32" / "manifest.json").unlink()
+    (run / "checkpoint" / "other.so").write_bytes(b"x")
+    (run / "checkpoint" / "samples").mkdir()
+    found = _problems(verify_run(run))
+    assert "no manifest.json" in found["onnx-fp32"]
+    assert found["checkpoint"] == "it holds other.so, which its manifest does not know"
+
+
+@pytest.mark.parametrize(
+    "change", [{"classes": tuple("abcde")}, {"preprocess": PreprocessSpec(pad_value=3)}]
+)
+def test_words_that_are_not_the_checkpoints_are_found(run: Path, change: dict[str, Any]) -> None:
+    """A manifest that was written again, checksum and all."""
+    place = run / "onnx-int8"
+    manifest = load_artifact(place).manifest.replace(**change)
+    (place / "manifest.json").write_bytes(encode_manifest(manifest))
+    what = next(iter(change))
+    assert f"its {what} is not that of its checkpoint" in _problems(verify_run(run))["onnx-int8"]
+    if what == "preprocess":
+        report = verify(place)
+        assert what in {failure.rule for failure in report.failures}
 
 
 def test_an_empty_folder_is_no_run(tmp_path: Path) -> None:
