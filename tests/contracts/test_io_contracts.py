@@ -127,7 +127,7 @@ def test_a_binary_model_gives_a_mask(name: str, tmp_path: Path) -> None:
     tensor = torch.from_numpy(normalize_image(image, PreprocessSpec())[None])
     with torch.no_grad():
         bias = next(v for v in reversed(list(module.parameters())) if v.shape == (1,))
-        bias -= main_logits(module(tensor)).median()  # Both answers occur.
+        bias.sub_(main_logits(module(tensor)).median())  # Both answers occur.
     checkpoint = save_checkpoint(
         tmp_path / "checkpoint", module,
         model="lraspp_mobilenet_v3_small", task=Task.BINARY, classes=("yes",),
