@@ -17,7 +17,6 @@ and one image a call.
 
 from __future__ import annotations
 
-import importlib.util
 import platform
 import tempfile
 import zipfile
@@ -34,25 +33,12 @@ from segdeploy.core.errors import ArtifactError, BackendUnavailableError, BuildE
 from segdeploy.core.folder import ModelFolder
 from segdeploy.core.session import Array, Backend, BuildRequest, Limits, Session
 from segdeploy.core.target import Precision
-from segdeploy.frameworks.interrupts import postponed_interrupts
+from segdeploy.frameworks.packages import find_packages, import_package
 from segdeploy.frameworks.quiet import captured_log, tail
 
 PACKAGE = "model.mlpackage"
 INPUT_NAMES = {InputKind.TENSOR: "input_tensor", InputKind.IMAGE: "image"}
 """What the inputs of a contract are called in a package."""
-
-
-def find_coremltools() -> None:
-    """Check, without importing anything, that coremltools is installed.
-
-    Raises:
-        BackendUnavailableError: If it is not.
-    """
-    if importlib.util.find_spec("coremltools") is None:
-        raise BackendUnavailableError(
-            "This needs coremltools, which is not installed.",
-            hint="Install it: pip install 'segdeploy[coreml]'",
-        )
 
 
 def require_coremltools() -> ModuleType:
@@ -61,15 +47,8 @@ def require_coremltools() -> ModuleType:
     Raises:
         BackendUnavailableError: If it is not installed or cannot be loaded.
     """
-    find_coremltools()
-    try:
-        with postponed_interrupts(), captured_log("coremltools"):
-            return importlib.import_module("coremltools")
-    except (ImportError, OSError) as error:
-        raise BackendUnavailableError(
-            f"coremltools is installed but cannot be loaded: {error}",
-            hint="Install it again: pip install --force-reinstall coremltools",
-        ) from error
+    with captured_log("coremltools"):
+        return import_package("coreml", "coremltools")
 
 
 class CoreMlSession:
@@ -136,7 +115,7 @@ class CoreMlBackend(Backend):
 
     def require(self) -> None:
         """Raise BackendUnavailableError if coremltools is missing."""
-        find_coremltools()
+        find_packages("coreml", "coremltools")
 
     def build(self, request: BuildRequest) -> None:
         """Convert the checkpoint's module and check the package that was written.

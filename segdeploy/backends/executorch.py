@@ -16,7 +16,6 @@ The pybindings keep one thread pool in the process; all sessions of a process sh
 
 from __future__ import annotations
 
-import importlib.util
 from collections.abc import Callable
 from types import ModuleType
 from typing import TYPE_CHECKING, Any
@@ -29,7 +28,7 @@ from segdeploy.core.errors import ArtifactError, BackendUnavailableError, DataEr
 from segdeploy.core.folder import ModelFolder
 from segdeploy.core.session import Array, Backend, BuildRequest, Limits, Session
 from segdeploy.core.target import Precision
-from segdeploy.frameworks.interrupts import postponed_interrupts
+from segdeploy.frameworks.packages import find_packages, import_package
 from segdeploy.frameworks.quiet import captured_log
 from segdeploy.frameworks.threads import num_threads
 
@@ -39,36 +38,16 @@ if TYPE_CHECKING:
 _RUNS = "forward"
 
 
-def find_executorch() -> None:
-    """Check, without importing anything, that ExecuTorch and torchao are installed.
-
-    Raises:
-        BackendUnavailableError: If one is not.
-    """
-    missing = [name for name in ("executorch", "torchao") if importlib.util.find_spec(name) is None]
-    if missing:
-        raise BackendUnavailableError(
-            f"This needs {' and '.join(missing)}, which is not installed.",
-            hint="Install it: pip install 'segdeploy[executorch]'",
-        )
-
-
 def require_runtime() -> ModuleType:
     """Import and return ExecuTorch's Python bindings, with their threads set.
 
     Raises:
         BackendUnavailableError: If they are not installed or cannot be loaded.
     """
-    find_executorch()
-    try:
-        with postponed_interrupts(), captured_log():
-            from executorch.extension.pybindings import portable_lib
-    except (ImportError, OSError) as error:
-        raise BackendUnavailableError(
-            f"executorch is installed but cannot be loaded: {error}",
-            hint="Install it again: pip install --force-reinstall 'segdeploy[executorch]'",
-        ) from error
-    found: ModuleType = portable_lib
+    with captured_log():
+        found = import_package(
+            "executorch", "executorch", "executorch.extension.pybindings.portable_lib"
+        )
     threads = num_threads()
     if threads is not None and found._threadpool_get_thread_count() != threads:  # noqa: SLF001
         found._unsafe_reset_threadpool(threads)  # noqa: SLF001  The only way to set it.
@@ -153,7 +132,7 @@ class ExecuTorchBackend(Backend):
 
     def require(self) -> None:
         """Raise BackendUnavailableError if executorch or torchao is missing."""
-        find_executorch()
+        find_packages("executorch", "executorch", "torchao")
 
     def build(self, request: BuildRequest) -> None:
         """Capture, quantise and lower the checkpoint's module; write `delegation.json` beside it.

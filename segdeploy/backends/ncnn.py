@@ -21,7 +21,6 @@ import subprocess
 import tempfile
 from collections.abc import Callable
 from pathlib import Path
-from types import ModuleType
 from typing import Any
 
 import numpy as np
@@ -33,7 +32,7 @@ from segdeploy.core.files import write_bytes
 from segdeploy.core.folder import ModelFolder
 from segdeploy.core.session import Array, Backend, BuildRequest, Limits, Session
 from segdeploy.core.target import ExportTarget, Precision
-from segdeploy.frameworks.interrupts import postponed_interrupts
+from segdeploy.frameworks.packages import find_packages, import_package
 from segdeploy.frameworks.threads import num_threads
 
 _INPUT, _OUTPUT = "in0", "out0"
@@ -42,43 +41,13 @@ _HALF_SWITCHES = ("use_fp16_packed", "use_fp16_storage", "use_fp16_arithmetic")
 _ALWAYS_OFF = ("use_bf16_storage", "use_bf16_packed", "use_vulkan_compute")
 
 
-def find_ncnn() -> None:
-    """Check, without importing anything, that ncnn is installed.
-
-    Raises:
-        BackendUnavailableError: If it is not.
-    """
-    if importlib.util.find_spec("ncnn") is None:
-        raise BackendUnavailableError(
-            "This needs ncnn, which is not installed.",
-            hint="Install it: pip install 'segdeploy[ncnn]'",
-        )
-
-
-def require_ncnn() -> ModuleType:
-    """Import and return ncnn.
-
-    Raises:
-        BackendUnavailableError: If it is not installed or cannot be loaded.
-    """
-    find_ncnn()
-    try:
-        with postponed_interrupts():
-            return importlib.import_module("ncnn")
-    except ImportError as error:
-        raise BackendUnavailableError(
-            f"ncnn is installed but cannot be loaded: {error}",
-            hint="Install it again: pip install --force-reinstall ncnn",
-        ) from error
-
-
 def load_net(param: Path, weights: Path, precision: Precision) -> Any:
     """Return an ncnn.Net with the options of a precision.
 
     Raises:
         ArtifactError: If ncnn cannot load the two files, or their ends are not in0 and out0.
     """
-    net = require_ncnn().Net()
+    net = import_package("ncnn", "ncnn").Net()
     for switch in _HALF_SWITCHES:
         setattr(net.opt, switch, precision is Precision.FP16)
     for switch in _ALWAYS_OFF:
@@ -142,7 +111,7 @@ class NcnnSession:
         if self._net is None:
             raise ArtifactError("The session is closed.")
         extractor = self._net.create_extractor()
-        taken = extractor.input(_INPUT, require_ncnn().Mat(image))
+        taken = extractor.input(_INPUT, import_package("ncnn", "ncnn").Mat(image))
         code, found = extractor.extract(_OUTPUT)
         if taken != 0 or code != 0:
             raise ArtifactError(
@@ -165,7 +134,7 @@ class NcnnBackend(Backend):
 
     def require(self) -> None:
         """Raise BackendUnavailableError if ncnn is missing; pnnx is asked for by `build`."""
-        find_ncnn()
+        find_packages("ncnn", "ncnn")
 
     def build(self, request: BuildRequest) -> None:
         """Trace the checkpoint's module and convert it with pnnx.

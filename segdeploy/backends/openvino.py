@@ -17,12 +17,9 @@ else the second graph of a process would have other bytes than the first.
 
 from __future__ import annotations
 
-import importlib
-import importlib.util
 from collections import Counter
 from collections.abc import Callable
 from pathlib import Path
-from types import ModuleType
 from typing import Any
 
 import numpy as np
@@ -34,7 +31,7 @@ from segdeploy.core.files import canonical_json
 from segdeploy.core.folder import ModelFolder
 from segdeploy.core.session import Array, Backend, BuildRequest, Session
 from segdeploy.core.target import ExportTarget, Precision
-from segdeploy.frameworks.interrupts import postponed_interrupts
+from segdeploy.frameworks.packages import find_packages, import_package
 from segdeploy.frameworks.threads import num_threads
 
 FACTS = "segdeploy"
@@ -49,27 +46,6 @@ _RUNS_AS = {
     Precision.BF16: frozenset({"bf16"}),
     Precision.INT8: frozenset({"i8", "u8"}),
 }
-
-
-def require_openvino() -> ModuleType:
-    """Import and return openvino.
-
-    Raises:
-        BackendUnavailableError: If it is not installed or cannot be loaded.
-    """
-    if importlib.util.find_spec("openvino") is None:
-        raise BackendUnavailableError(
-            "This needs openvino, which is not installed.",
-            hint="Install it: pip install 'segdeploy[openvino]'",
-        )
-    try:
-        with postponed_interrupts():
-            return importlib.import_module("openvino")
-    except ImportError as error:
-        raise BackendUnavailableError(
-            f"openvino is installed but cannot be loaded: {error}",
-            hint="Install it again: pip install --force-reinstall openvino",
-        ) from error
 
 
 class OpenVinoSession:
@@ -112,7 +88,7 @@ class OpenVinoSession:
         """Set the input tensor; return the array that it lives in, to be kept until the run."""
         check_batch(batch, self.inputs[0])
         kept = np.require(batch, requirements=["C", "W"])
-        tensor = require_openvino().Tensor(kept, shared_memory=True)
+        tensor = import_package("openvino", "openvino").Tensor(kept, shared_memory=True)
         request.set_tensor(self.inputs[0].name, tensor)
         return kept
 
@@ -144,7 +120,7 @@ class OpenVinoBackend(Backend):
 
     def require(self) -> None:
         """Raise BackendUnavailableError if openvino is missing."""
-        require_openvino()
+        find_packages("openvino", "openvino")
 
     def build(self, request: BuildRequest) -> None:
         """Convert the finished graph.
@@ -152,7 +128,7 @@ class OpenVinoBackend(Backend):
         Raises:
             BuildError: If OpenVINO cannot read the graph.
         """
-        openvino = require_openvino()
+        openvino = import_package("openvino", "openvino")
         if request.graph is None:
             raise BuildError("OpenVINO is built from a graph, and none was given.")
         try:
@@ -178,7 +154,7 @@ class OpenVinoBackend(Backend):
             raise BackendUnavailableError(
                 f"OpenVINO runs on the CPU here, not on '{device}'.", hint="Use --device cpu."
             )
-        openvino = require_openvino()
+        openvino = import_package("openvino", "openvino")
         manifest = folder.manifest
         precision = ExportTarget.parse(manifest.target or "").precision
         try:
