@@ -196,13 +196,14 @@ def targets() -> str:
     ]
     lines += [_target_row(row, base[row["model"]]) for row in found["rows"]]
     height, width = found["size"]
-    cpus = sorted({e["cpu"] for e in found["bench_environment"].values()})
+    cpus = sorted({e["cpu"] or "a CPU" for e in found["bench_environment"].values()})
+    on = f", on {', '.join(cpus)}" if cpus else ""
     lines.append(
-        f"\n{height}x{width}, batch 1, {found['threads']} threads, on {', '.join(cpus)}. "
+        f"\n{height}x{width}, batch 1, {found['threads']} threads{on}. "
         "`/ eager`: latency against eager PyTorch, one interleaved run per model. Points: mIoU on "
         "CamVid's validation split against onnx-fp32 of the same size, for trained weights. `-`: "
-        "not measured. The resnet50 nets and u2net_lite were never trained: flips of their int8 "
-        "say nothing. Made by `benchmarks/target_matrix.py`."
+        "not measured; models of which there are no rows have not been run yet. Made by "
+        "`benchmarks/target_matrix.py`."
     )
     return "\n".join(lines)
 
