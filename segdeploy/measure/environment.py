@@ -23,6 +23,7 @@ _FLAGS = (
     "neon", "asimd", "asimdhp", "asimddp", "i8mm", "bf16", "sve", "sve2",
 )  # fmt: skip
 _VARIABLE_PREFIXES = ("MALLOC_", "OMP_", "MKL_", "OPENBLAS_", "KMP_", "ORT_", "SEGDEPLOY_")
+_PLACES = "SEGDEPLOY_PYTHON_"  # Where things lie on this machine is nobody's business.
 _VARIABLES = ("LD_PRELOAD", "GLIBC_TUNABLES", "CUDA_VISIBLE_DEVICES")
 _UNLIMITED = 2**60  # cgroup v1 writes a number near 2**63 for "no limit".
 
@@ -149,7 +150,8 @@ def _variables() -> dict[str, str]:
     return {
         name: value
         for name, value in sorted(os.environ.items())
-        if name.startswith(_VARIABLE_PREFIXES) or name in _VARIABLES
+        if (name.startswith(_VARIABLE_PREFIXES) and not name.startswith(_PLACES))
+        or name in _VARIABLES
     }
 
 
