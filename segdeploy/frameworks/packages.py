@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import importlib
 import importlib.util
+import sys
 from types import ModuleType
 
 from segdeploy.core.errors import BackendUnavailableError
@@ -31,6 +32,8 @@ def import_package(extra: str, name: str, module: str = "") -> ModuleType:
     Raises:
         BackendUnavailableError: If it is not installed or cannot be loaded.
     """
+    if (found := sys.modules.get(module or name)) is not None:
+        return found  # Sessions ask in every call.
     find_packages(extra, name)
     try:
         with postponed_interrupts():

@@ -17,7 +17,6 @@ from onnx import TensorProto, helper, numpy_helper
 from safetensors.torch import load_file, save
 
 from segdeploy.cli import commands  # noqa: F401  registers every command
-from segdeploy.cli.app import run_app
 from segdeploy.core.files import sha256_file
 from segdeploy.core.folder import Checkpoint, load_folder
 from segdeploy.core.manifest import decode_manifest, encode_manifest
@@ -99,20 +98,6 @@ class NotANumber(Base):
     def forward(self, x):
         return self.conv(x) / (x[:, :1] * 0)
 """
-
-
-@pytest.fixture
-def cli(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> Cli:
-    """Run a command line in this process: (exit code, stdout, stderr)."""
-    monkeypatch.setenv("COLUMNS", "200")
-
-    def run(*arguments: str) -> tuple[int, str, str]:
-        monkeypatch.setattr(sys, "argv", ["segdeploy", *arguments])
-        code = run_app()
-        out, err = capsys.readouterr()
-        return code, out, err
-
-    return run
 
 
 def export_line(source: Path, run: Path, *more: str) -> list[str]:

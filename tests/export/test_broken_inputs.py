@@ -7,7 +7,6 @@ in a child process, where a crash of foreign code would show as one.
 
 from __future__ import annotations
 
-import sys
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
@@ -19,7 +18,6 @@ import pytest
 from onnx import TensorProto, helper, numpy_helper
 
 from segdeploy.cli import commands  # noqa: F401  registers every command
-from segdeploy.cli.app import run_app
 from segdeploy.core.folder import load_folder
 
 FLAGS = ("--scale", "1", "--mean", "0,0,0", "--std", "255,255,255")
@@ -273,20 +271,6 @@ CASES = (
     Case("int8 without images", saved(conv_graph()), 2, "--calibration",
          ("--target", "onnx-int8")),
 )  # fmt: skip
-
-
-@pytest.fixture
-def cli(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> Cli:
-    """Run a command line in this process: (exit code, stdout, stderr)."""
-    monkeypatch.setenv("COLUMNS", "200")
-
-    def run(*arguments: str) -> tuple[int, str, str]:
-        monkeypatch.setattr(sys, "argv", ["segdeploy", *arguments])
-        code = run_app()
-        out, err = capsys.readouterr()
-        return code, out, err
-
-    return run
 
 
 def check_case(case: Case, cli: Cli, folder: Path) -> None:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import sys
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -17,7 +16,6 @@ from PIL import Image
 
 from segdeploy.backends import open_session
 from segdeploy.cli import commands  # noqa: F401  registers every command
-from segdeploy.cli.app import run_app
 from segdeploy.core.errors import BackendUnavailableError, ConfigError, UnsupportedTargetError
 from segdeploy.core.folder import Artifact, load_checkpoint, load_folder
 from segdeploy.core.foreign import is_foreign
@@ -48,20 +46,6 @@ def theirs(tmp_path: Path) -> Path:
 
 
 Cli = Callable[..., tuple[int, str, str]]
-
-
-@pytest.fixture
-def cli(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> Cli:
-    """Run a command line in this process: (exit code, stdout, stderr)."""
-    monkeypatch.setenv("COLUMNS", "200")
-
-    def run(*arguments: str) -> tuple[int, str, str]:
-        monkeypatch.setattr(sys, "argv", ["segdeploy", *arguments])
-        code = run_app()
-        out, err = capsys.readouterr()
-        return code, out, err
-
-    return run
 
 
 def test_dry_run_says_what_was_understood_and_writes_nothing(
