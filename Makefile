@@ -10,7 +10,7 @@ setup: $(VENV)/.installed
 $(VENV)/.installed: pyproject.toml constraints.txt
 	$(PYTHON) -m venv $(VENV)
 	$(BIN)/pip install --quiet --constraint constraints.txt torch torchvision
-	$(BIN)/pip install --quiet --constraint constraints.txt --editable '.[torch,cpu,openvino,executorch,coreml,ncnn,zoo,dev]'
+	$(BIN)/pip install --quiet --constraint constraints.txt --editable '.[torch,cpu,openvino,executorch,coreml,ncnn,fast,zoo,dev]'
 	touch $@
 
 demo: setup

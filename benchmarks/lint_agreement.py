@@ -74,11 +74,12 @@ def exported_cases(checkpoint: Path) -> list[Case]:
     plain = export_checkpoint(folder)
     ranges = _plain_ranges(place_qdq(plain).observed)
     int8 = insert_qdq(plain, place_qdq(plain), ranges)
+    in_half, _ = convert_precision(plain, Precision.INT8, lambda: ranges, Precision.FP16)
     both = IoContract(InputKind.IMAGE, OutputKind.LABELS_CONFIDENCE)
     found = {
         "fp32": plain,
         "fp16": cast_to_fp16(plain),
-        "int8 in fp16": convert_precision(plain, Precision.INT8, lambda: ranges, Precision.FP16),
+        "int8 in fp16": in_half,
         "int8": int8,
         "int8 rewritten to uint8": use_u8_activations(int8),
         "image to labels": apply_contract(plain, both, folder.manifest),
@@ -90,7 +91,7 @@ def exported_cases(checkpoint: Path) -> list[Case]:
 
 def _plain_ranges(tensors: tuple[str, ...]) -> dict[str, Any]:
     """Return a range for each tensor: the verdict does not depend on which."""
-    from segdeploy.graph.calibrate import TensorRange
+    from segdeploy.graph.clipping import TensorRange
 
     return {tensor: TensorRange(4.0, 4.0, 0.0) for tensor in tensors}
 

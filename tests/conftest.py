@@ -63,6 +63,35 @@ def tiny_checkpoint(tmp_path_factory: pytest.TempPathFactory) -> Checkpoint:
     )
 
 
+@pytest.fixture(scope="session")
+def undecided_checkpoint(
+    tiny_checkpoint: Checkpoint, tmp_path_factory: pytest.TempPathFactory
+) -> Checkpoint:
+    """The tiny one with each class's mean logit on a scene taken off: every class wins pixels."""
+    torch = pytest.importorskip("torch")
+    from segdeploy.core.preprocess import normalize_image
+    from segdeploy.zoo import load_module, main_logits, save_checkpoint
+
+    module = load_module(tiny_checkpoint).eval()
+    image = open_dataset("synthetic:64x96:16", "val")[0].image
+    batch = torch.from_numpy(normalize_image(image, PreprocessSpec())[None])
+    with torch.no_grad():
+        module.classifier.high_classifier.bias -= main_logits(module(batch)).mean(dim=(0, 2, 3))
+        assert len(main_logits(module(batch)).argmax(dim=1).unique()) > 2
+    manifest = tiny_checkpoint.manifest
+    saved: Checkpoint = save_checkpoint(
+        tmp_path_factory.mktemp("undecided") / "checkpoint",
+        module,
+        model=manifest.model,
+        task=manifest.task,
+        classes=manifest.classes,
+        preprocess=manifest.preprocess,
+        design_size=manifest.design_size,
+        trained=False,
+    )
+    return saved
+
+
 Ranks = Callable[..., list["subprocess.CompletedProcess[str]"]]
 
 

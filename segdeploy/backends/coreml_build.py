@@ -92,6 +92,7 @@ def _convert(program: torch.export.ExportedProgram, request: BuildRequest) -> An
     confidence = tools.TensorType(name="confidence", dtype=np.float32)
     outputs = {
         OutputKind.LOGITS: [logits],
+        OutputKind.LOW_LOGITS: [tools.TensorType(name="low_logits", dtype=np.float32)],
         OutputKind.LABELS: [labels],
         OutputKind.LABELS_CONFIDENCE: [labels, confidence],
     }

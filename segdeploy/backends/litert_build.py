@@ -13,7 +13,7 @@ from typing import Any
 
 import numpy as np
 
-from segdeploy.core.contract import InputKind, OutputKind
+from segdeploy.core.contract import InputKind
 from segdeploy.core.errors import BuildError, UnsupportedTargetError
 from segdeploy.core.files import canonical_json
 from segdeploy.core.preprocess import PreprocessSpec
@@ -48,7 +48,7 @@ def convert(request: BuildRequest) -> bytes:
         len(manifest.classes),
         manifest.preprocess,
     )
-    names = request.io.output.value.split("+")
+    names = request.io.output.tensor_names
 
     class Named(nn.Module):
         """The contract with names at its ends, which become the signature's."""
@@ -72,7 +72,7 @@ def convert(request: BuildRequest) -> bytes:
 def check_labels(request: BuildRequest) -> None:
     """Refuse what litert-torch answers with a KeyError: uint16 tensors."""
     kind = label_dtype(len(request.checkpoint.manifest.classes)).name
-    if request.io.output is not OutputKind.LOGITS and kind != "uint8":
+    if not request.io.output.has_logits and kind != "uint8":
         raise UnsupportedTargetError(
             f"litert cannot express {kind} labels, which more than 255 classes need.",
             hint="Use --output logits.",

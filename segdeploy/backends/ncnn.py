@@ -84,7 +84,7 @@ class NcnnSession:
         check_batch(batch, self.inputs[0])
         found = np.array(self._call(np.ascontiguousarray(batch[0])))[None]
         spec = self.outputs[0]
-        if found.shape != spec.shape:
+        if not spec.fits(found.shape):
             raise ArtifactError(
                 f"The net gave {found.shape}, but the manifest says {spec.shape}.",
                 hint="Export it again.",
@@ -129,7 +129,10 @@ class NcnnBackend(Backend):
     other_files = (_BIN,)
     packages = ("ncnn", "pnnx", "torch")
     limits = Limits(
-        inputs=(InputKind.TENSOR,), outputs=(OutputKind.LOGITS,), dynamic=False, batches=False
+        inputs=(InputKind.TENSOR,),
+        outputs=(OutputKind.LOGITS, OutputKind.LOW_LOGITS),
+        dynamic=False,
+        batches=False,
     )
 
     def require(self) -> None:

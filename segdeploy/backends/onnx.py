@@ -139,15 +139,15 @@ class OnnxBackend(Backend):
 
 
 def _graph_source(folder: ModelFolder, device: str) -> str | bytes:
-    """Return the path, or the rewritten graph where x86 wants unsigned int8 activations."""
+    """Return the path, or the int8 graph as the CPU's kernels want it."""
     is_int8 = (folder.manifest.target or "").endswith(f"-{Precision.INT8}")
-    is_x86 = platform.machine().lower() in _X86
-    if not (is_int8 and is_x86 and device == "cpu") or importlib.util.find_spec("onnx") is None:
+    if not (is_int8 and device == "cpu") or importlib.util.find_spec("onnx") is None:
         return str(folder.payload)
+    from segdeploy.graph.byte_kernels import use_byte_kernels
     from segdeploy.graph.proto import graph_bytes, load_graph
-    from segdeploy.graph.u8_activations import use_u8_activations
 
-    return graph_bytes(use_u8_activations(load_graph(folder.payload)))
+    is_x86 = platform.machine().lower() in _X86
+    return graph_bytes(use_byte_kernels(load_graph(folder.payload), unsigned=is_x86))
 
 
 def _check_contract(

@@ -223,7 +223,7 @@ def _readable(graph: Path, precision: Precision) -> Path | bytes:
     from segdeploy.graph.proto import graph_bytes, load_graph
     from segdeploy.graph.u8_activations import use_u8_activations
 
-    return graph_bytes(use_u8_activations(load_graph(graph), zero_points_only=True))
+    return graph_bytes(use_u8_activations(load_graph(graph)))
 
 
 def _name_nodes(model: Any) -> None:

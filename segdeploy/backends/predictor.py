@@ -8,6 +8,7 @@ and its artifacts differ by the session only. Windows and views change what is r
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Self
@@ -31,7 +32,8 @@ from segdeploy.core.preprocess import (
     restore_labels,
 )
 from segdeploy.core.session import Array, Session
-from segdeploy.core.task import Task, predict_confidence, predict_labels
+from segdeploy.core.task import Labels, Task, predict_confidence, predict_labels
+from segdeploy.upsampling import LOW_LOGITS, Upsampler
 
 
 @dataclass(frozen=True)
@@ -82,6 +84,21 @@ class Predictor:
         self.tta, self.window = tta, window
         self.threshold = 0.0 if threshold is None else _find_cut(threshold, task, self.io)
         self._manifest = manifest
+        self._upsampler: Upsampler | None = None
+        if self.io.output is OutputKind.LOW_LOGITS:
+            self._upsampler = Upsampler.of(self.manifest)
+            self._upsampler.prepare()
+
+    @property
+    def upsampler(self) -> Upsampler:
+        """What makes label maps of low-resolution logits.
+
+        Raises:
+            ValueError: If the payload gives something else.
+        """
+        if self._upsampler is None:
+            raise ValueError(f"this predictor gives {self.io.output}, not low-resolution logits")
+        return self._upsampler
 
     @property
     def manifest(self) -> Manifest:
@@ -111,20 +128,55 @@ class Predictor:
         """
         _check_image(image)
         original = (image.shape[0], image.shape[1])
-        found = self._run(fit_image(image, self.preprocess))
-        if self.io.output is OutputKind.LOGITS:
-            labels = predict_labels(found["logits"], self.task, self.threshold)[0]
-            if with_confidence:
-                confidence = predict_confidence(found["logits"], self.task, self.threshold)
-                found["confidence"] = confidence
-        else:
-            labels = found["labels"][0]
+        fitted = fit_image(image, self.preprocess)
+        size = (fitted.shape[0], fitted.shape[1])
+        found = self._run(fitted)
+        if with_confidence and self.io.output.has_logits:
+            found = self._full(found, size)
+            chances = predict_confidence(found["logits"], self.task, self.threshold)
+            found["confidence"] = chances
         return Prediction(
-            restore_labels(labels, original, self.preprocess),
+            restore_labels(self._decide(found, size), original, self.preprocess),
             restore_labels(found["confidence"][0], original, self.preprocess)
             if "confidence" in found
             else None,
         )
+
+    def bind(self, image: NDArray[np.uint8]) -> Callable[[], Labels]:
+        """Return a call from this image (H, W, 3) to its label map, as a loop over frames makes it.
+
+        Nothing is in it that is the same for every image; the image's own bytes are read at each
+        call. It must have the size that the model runs at, since resizing is no part of it.
+
+        Raises:
+            DataError: If it is no such image.
+            ConfigError: If the predictor averages views or windows.
+        """
+        _check_image(image)
+        if self.tta is not None or self.window is not None:
+            raise ConfigError("Views and windows are many calls; bind is for one.")
+        size = (image.shape[0], image.shape[1])
+        if fit_image(image, self.preprocess).shape != image.shape:
+            raise DataError(
+                f"This model resizes an image of {size[0]}x{size[1]}; bind takes its own size."
+            )
+
+        def call() -> Labels:
+            return self._decide(self._forward(image), size)
+
+        return call
+
+    def _decide(self, found: dict[str, Array], size: tuple[int, int]) -> Labels:
+        """Return the label map at the model's size (H, W), or the masks (K, H, W)."""
+        if LOW_LOGITS in found and self.threshold == 0:
+            labels = self.upsampler.labels(found[LOW_LOGITS], size)
+        elif self.io.output.has_logits:
+            logits = self._full(found, size)["logits"]
+            labels = predict_labels(logits, self.task, self.threshold)
+        else:
+            labels = found["labels"]
+        first: Labels = labels[0]
+        return first
 
     def _run(self, image: NDArray[np.uint8]) -> dict[str, Array]:
         """Return the outputs for an image at the model's size."""
@@ -143,8 +195,13 @@ class Predictor:
         return run_windows(image, self.window, self._forward_logits, colour)
 
     def _forward_logits(self, image: NDArray[np.uint8]) -> NDArray[np.floating]:
-        logits: NDArray[np.floating] = self._forward(image)["logits"][0]
+        found = self._full(self._forward(image), (image.shape[0], image.shape[1]))
+        logits: NDArray[np.floating] = found["logits"][0]
         return logits
+
+    def _full(self, found: dict[str, Array], size: tuple[int, int]) -> dict[str, Array]:
+        """Return the outputs with logits of full resolution (H, W) in place of low ones."""
+        return self.upsampler.complete(found, size) if LOW_LOGITS in found else found
 
     def _forward(self, image: NDArray[np.uint8]) -> dict[str, Array]:
         is_image = self.io.input is InputKind.IMAGE
@@ -169,7 +226,7 @@ def _find_cut(threshold: float, task: Task, io: IoContract) -> float:
             "A threshold is for binary and multilabel models; this one is multiclass.",
             hint="Leave --threshold out: the most probable class wins.",
         )
-    if io.output is not OutputKind.LOGITS:
+    if not io.output.has_logits:
         raise ConfigError(
             f"A threshold needs logits, but this artifact gives {io.output}: its threshold of 0.5 "
             "is part of it.",

@@ -37,6 +37,7 @@ class TensorRTBackend(Backend):
     packages = PACKAGES
     limits = Limits(dynamic=False, bounded=True)
     rest = Precision.FP16
+    is_symmetric = True
     home = "cuda"
 
     def require(self) -> None:

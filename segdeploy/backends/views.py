@@ -6,7 +6,7 @@ import dataclasses
 
 from segdeploy.backends.sliding import SlidingWindow
 from segdeploy.backends.tta import TtaSpec
-from segdeploy.core.contract import InputKind, IoContract, OutputKind
+from segdeploy.core.contract import InputKind, IoContract
 from segdeploy.core.errors import ConfigError
 from segdeploy.core.preprocess import PreprocessSpec, SizeRule
 from segdeploy.core.session import Session
@@ -28,7 +28,7 @@ def plan_preprocess(
     """
     if tta is None and window is None:
         return preprocess
-    if io.output is not OutputKind.LOGITS:
+    if not io.output.has_logits:
         raise ConfigError(
             f"Views and windows are averaged, but this artifact gives {io.output} only.",
             hint="Use the checkpoint, or export it with logits as output.",

@@ -21,15 +21,25 @@ _SMALLEST_SCENE = 32
 _MOST_PIXELS = 2**28  # 3 GiB of float32 RGB; 128 full-HD images.
 
 
-def make_batch(manifest: Manifest, size: tuple[int, int], batch_size: int, seed: int = 0) -> Array:
-    """Return a batch of the manifest's contract: float32 NCHW, or uint8 NHWC; `size` is (H, W)."""
+def make_batch(
+    manifest: Manifest,
+    size: tuple[int, int],
+    batch_size: int,
+    seed: int = 0,
+    *,
+    as_images: bool = False,
+) -> Array:
+    """Return a batch of the manifest's contract: float32 NCHW, or uint8 NHWC; `size` is (H, W).
+
+    `as_images`: uint8 whatever the contract.
+    """
     height, width = size
     shape = (max(height, _SMALLEST_SCENE), max(width, _SMALLEST_SCENE))
     items: list[Array] = []
     for index in range(batch_size):
         image, _ = draw_scene(np.random.default_rng((seed, index)), shape)
         cut = np.ascontiguousarray(image[:height, :width])
-        is_image = manifest.io.input is InputKind.IMAGE
+        is_image = as_images or manifest.io.input is InputKind.IMAGE
         items.append(cut if is_image else normalize_image(cut, manifest.preprocess))
     return np.ascontiguousarray(np.stack(items))
 

@@ -23,10 +23,12 @@ import numpy as np
 from segdeploy.bench.child import BenchChild
 from segdeploy.bench.inputs import choose_sizes, make_batch
 from segdeploy.bench.plan import NUM_BLOCKS, SECONDS, WARM_UP_S, BenchPlan
+from segdeploy.core.contract import OutputKind
 from segdeploy.core.errors import ArtifactError, ConfigError, SegDeployError
 from segdeploy.core.files import write_errors, write_json
 from segdeploy.core.folder import ModelFolder, load_folder
 from segdeploy.core.lock import run_lock
+from segdeploy.core.manifest import Manifest
 from segdeploy.core.results import BenchResult
 from segdeploy.measure import describe_environment, usable_cores
 from segdeploy.measure.noise import (
@@ -191,11 +193,14 @@ def _open(entry: _Entry, plan: BenchPlan) -> None:
     with TemporaryDirectory() as folder:
         file = Path(folder) / "batch.npy"
         with write_errors(file):
-            np.save(file, make_batch(entry.folder.manifest, entry.size, plan.batch_size))
+            np.save(file, make_batch(
+                entry.folder.manifest, entry.size, plan.batch_size, as_images=plan.end_to_end
+            ))  # fmt: skip
         path = str(entry.folder.path.resolve())
         entry.opened = entry.child.ask(
-            "open", path=path, device=plan.device, threads=threads, batch=str(file)
-        )
+            "open", path=path, device=plan.device, threads=threads, batch=str(file),
+            end_to_end=plan.end_to_end,
+        )  # fmt: skip
     entry.child.ask("sample", seconds=plan.warmup_s)
 
 
@@ -245,6 +250,15 @@ def _collect(
     )
 
 
+def describe_call(manifest: Manifest, plan: BenchPlan) -> str:
+    """Return what a measured call does: low-resolution logits are brought to labels in any case."""
+    if plan.end_to_end:
+        return "image to label map"
+    given = manifest.io.output
+    is_low = given is OutputKind.LOW_LOGITS
+    return f"{manifest.io.input} to {f'labels by way of {given}' if is_low else given}"
+
+
 def _result(
     entry: _Entry, plan: BenchPlan, shared: dict[str, Any], warnings: list[str]
 ) -> BenchResult:
@@ -263,6 +277,7 @@ def _result(
             "variation": robust_variation(samples),
             "num_preemptions": entry.finished["num_preemptions"],
             "runtime": entry.opened["runtime"],
+            "measured": describe_call(entry.folder.manifest, plan),
             "warnings": [*warnings, *sample_warnings(samples)],
         },
     )

@@ -19,7 +19,8 @@ class BenchPlan:
 
     `threads` None means all cores that this process may use. `limit_s` bounds one answer of a
     worker (opening it, or one block) beyond the time it was asked to run, so that a hanging
-    runtime does not hang the run.
+    runtime does not hang the run. `end_to_end` measures from a uint8 image to its label map,
+    whatever the contract leaves to the caller.
     """
 
     size: tuple[int, int] | None = None
@@ -29,12 +30,15 @@ class BenchPlan:
     seconds: float = SECONDS
     warmup_s: float = WARM_UP_S
     limit_s: float = LIMIT_S
+    end_to_end: bool = False
 
     def __post_init__(self) -> None:
         if self.size and min(self.size) < 1:
             raise ConfigError(f"The size must be positive, found {self.size[0]}x{self.size[1]}.")
         if self.batch_size < 1:
             raise ConfigError(f"The batch size must be at least 1, found {self.batch_size}.")
+        if self.end_to_end and self.batch_size != 1:
+            raise ConfigError("From image to label map goes one image at a time.")
         if self.threads is not None and not 1 <= self.threads <= 1024:
             raise ConfigError(f"The number of threads must be in 1..1024, found {self.threads}.")
         check_device(self.device)

@@ -1,7 +1,8 @@
 """The one place where errors become exit codes, and results become JSON or text.
 
 stdout carries the result only (one JSON document under `--json`); messages and progress bars go to
-stderr. Exit codes are a contract: see `segdeploy.core.errors`.
+stderr. Exit codes are a contract: see `segdeploy.core.errors`. A command that fails before it has a
+result answers `--json` with `{"error": {"kind", "message", "hint", "exit_code"}}`.
 """
 
 from __future__ import annotations
@@ -53,6 +54,7 @@ def _allow(is_given: bool) -> bool:
 
 
 _results: ContextVar[TextIO | None] = ContextVar("results")
+_has_answered: ContextVar[bool] = ContextVar("has_answered", default=False)
 
 
 def _reserve_stdout(is_given: bool) -> bool:
@@ -109,12 +111,13 @@ def take_verbosity(arguments: list[str]) -> list[str]:
 def run_app() -> int:
     """Run the command line and return its exit code."""
     stdout = sys.stdout
-    token = _results.set(stdout)
+    token, answered = _results.set(stdout), _has_answered.set(False)
     try:
         return _run()
     finally:
         sys.stdout = stdout
         _results.reset(token)
+        _has_answered.reset(answered)
 
 
 def _run() -> int:
@@ -124,13 +127,13 @@ def _run() -> int:
         if os.environ.get(VERBOSE):
             traceback.print_exc()
         say(f"error: {error}")
-        return error.exit_code
+        return _answer(type(error).__name__, error.message, error.hint, error.exit_code)
     except (KeyboardInterrupt, typer.Abort):
         say("interrupted")
         return EXIT_INTERRUPTED
     except UsageProblem as error:
         error.show(sys.stderr)
-        return 2
+        return _answer("UsageError", error.format_message(), "See --help.", 2)
     except (BrokenPipeError, SystemExit):  # Whoever read our messages is gone; rich says it so.
         return EXIT_INTERRUPTED
     except Exception as error:  # noqa: BLE001  the last resort: whatever is not of our tree
@@ -145,12 +148,23 @@ def _end_foreign(error: Exception) -> int:
     is_loop = "Symlink loop" in str(error)  # Before Python 3.13 `Path.resolve` has no class for it.
     if is_loop or (isinstance(error, OSError) and error.errno in _ENVIRONMENT_ERRNOS):
         say(f"error: {error}")
-        return 2
+        return _answer(type(error).__name__, str(error), "", 2)
     if not _is_out_of_memory(error):
-        return _bug()
-    what = str(error).splitlines()[0] if str(error) else "no details"
-    say(f"error: Out of memory: {what}\nUse smaller sizes or batches, or fewer processes.")
-    return 2
+        return _bug(error)
+    what = f"Out of memory: {str(error).splitlines()[0] if str(error) else 'no details'}"
+    hint = "Use smaller sizes or batches, or fewer processes."
+    say(f"error: {what}\n{hint}")
+    return _answer("MemoryError", what, hint, 2)
+
+
+def _answer(kind: str, message: str, hint: str, exit_code: int) -> int:
+    """Print an error as the JSON document, where one is due; pass the code on."""
+    arguments = sys.argv[1:]
+    asked = arguments[: arguments.index("--")] if "--" in arguments else arguments
+    if "--json" in asked and not _has_answered.get():
+        said = {"kind": kind, "message": message, "hint": hint, "exit_code": exit_code}
+        emit({"error": said}, True, lambda: None)
+    return exit_code
 
 
 def _is_out_of_memory(error: BaseException) -> bool:
@@ -159,10 +173,10 @@ def _is_out_of_memory(error: BaseException) -> bool:
     return is_named or "DefaultCPUAllocator: can't allocate memory" in str(error)
 
 
-def _bug() -> int:
+def _bug(error: Exception) -> int:
     traceback.print_exc()
     say("This is a bug in segdeploy; please report the lines above.")
-    return EXIT_BUG
+    return _answer(type(error).__name__, str(error), "This is a bug in segdeploy.", EXIT_BUG)
 
 
 def say(message: str) -> None:
@@ -174,6 +188,7 @@ def say(message: str) -> None:
 
 def emit(document: Any, as_json: bool, render: Callable[[], None]) -> None:
     """Print the result: the JSON document alone on stdout, or what `render` prints."""
+    _has_answered.set(True)
     with redirect_stdout(_results.get(sys.stdout)):
         try:
             if as_json:

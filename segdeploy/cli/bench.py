@@ -23,6 +23,9 @@ def bench(
     device: Annotated[str, typer.Option(help="cpu or cuda.")] = "cpu",
     seconds: Annotated[float, typer.Option(help="Sampling time per artifact.")] = 3.0,
     warmup: Annotated[float, typer.Option(help="Warm-up time per artifact, seconds.")] = 1.0,
+    end_to_end: Annotated[
+        bool, typer.Option("--end-to-end", help="From a decoded image to its label map.")
+    ] = False,
     save: Annotated[bool, typer.Option(help="Write bench.json into each folder.")] = True,
     _allow_code: ALLOW_CODE = False,
     as_json: JSON = False,
@@ -31,12 +34,15 @@ def bench(
     from segdeploy.bench import BenchPlan, measure_interleaved
     from segdeploy.frameworks.progress import progress_bars
 
-    plan = BenchPlan(parse_size(size), batch_size, threads, device, seconds, warmup)
+    plan = BenchPlan(
+        parse_size(size), batch_size, threads, device, seconds, warmup, end_to_end=end_to_end
+    )
     with progress_bars() as advance:
         outcome = measure_interleaved(
             artifacts, plan, save=save, progress=lambda done: advance("bench", done, 1.0)
         )
-    emit([result.to_dict() for result in outcome.results], as_json, lambda: _render(outcome))
+    if outcome.results:
+        emit([result.to_dict() for result in outcome.results], as_json, lambda: _render(outcome))
     for error in outcome.failures[:-1]:
         say(f"error: {error}")
     if outcome.failures:
@@ -49,8 +55,6 @@ def _render(outcome: BenchOutcome) -> None:
     from rich.console import Console
     from rich.table import Table
 
-    if not outcome.results:
-        return
     table = Table(box=box.SIMPLE)
     table.add_column("artifact", overflow="fold")
     for heading in ("p50 ms", "p90 ms", "p99 ms", "min ms", "ratio", "img/s", "peak MiB"):

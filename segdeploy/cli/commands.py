@@ -15,6 +15,7 @@ from segdeploy.cli import (  # isort: skip  the order is the order of --help
     verify,
     evaluate,
     bench,
+    tune,
     predict,
     report,
     show,
@@ -25,5 +26,6 @@ from segdeploy.cli import (  # isort: skip  the order is the order of --help
 
 __all__ = [
     "bench", "data", "demo", "doctor", "evaluate", "export", "import_weights", "lint", "list",
-    "predict", "report", "show", "train", "verify", "zoo",
+    "predict", "report", "show", "train", "tune",
+    "verify", "zoo",
 ]  # fmt: skip

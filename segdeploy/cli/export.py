@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
+from enum import StrEnum
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Literal
 
@@ -12,10 +14,23 @@ from segdeploy.cli.app import ALLOW_CODE, JSON, app, emit, say
 from segdeploy.core.contract import InputKind, OutputKind
 from segdeploy.core.foreign import Layout
 from segdeploy.core.preprocess import SizeRule
+from segdeploy.core.target import ClipMethod
 from segdeploy.core.task import Task
 
 if TYPE_CHECKING:
+    from segdeploy.core.folder import Artifact
+    from segdeploy.export.calibration import Int8Options, Progress
     from segdeploy.workflows.export_verified import VerifiedExport
+
+
+class Output(StrEnum):
+    """The output contracts, and `auto`."""
+
+    LOGITS = OutputKind.LOGITS.value
+    LABELS = OutputKind.LABELS.value
+    LABELS_CONFIDENCE = OutputKind.LABELS_CONFIDENCE.value
+    LOW_LOGITS = OutputKind.LOW_LOGITS.value
+    AUTO = "auto"
 
 
 def _foreign(text: str, *names: str) -> Any:
@@ -37,15 +52,34 @@ def export(
     ],
     out: Annotated[Path, typer.Option(help="Run folder that gets one folder per target.")],
     calibration: Annotated[
-        str | None, typer.Option(help="NAME[:ROOT] whose train images choose int8 ranges.")
+        str | None,
+        typer.Option(help="NAME[:ROOT] whose train images choose int8 ranges and fp16 islands."),
     ] = None,
     calibration_images: Annotated[int, typer.Option(help="How many of them.")] = 32,
+    calibration_method: Annotated[
+        ClipMethod, typer.Option(help="How a range is chosen from what the images give.")
+    ] = ClipMethod.MSE,
+    percentile: Annotated[float, typer.Option(help="Share in % within the range.")] = 99.99,
+    equalize: Annotated[
+        bool, typer.Option("--equalize/--no-equalize", help="Bring channels to alike ranges.")
+    ] = False,
+    bias_correction: Annotated[
+        bool,
+        typer.Option("--bias-correction/--no-bias-correction", help="Put int8's mean error back."),
+    ] = False,
+    calibration_report: Annotated[
+        bool,
+        typer.Option("--calibration-report", help="Write calibration.html: ranges, images needed."),
+    ] = False,
+    int8_policy: Annotated[
+        str, typer.Option(help="default, all or a TOML file: which nodes int8 quantises.")
+    ] = "default",
     input_kind: Annotated[
         InputKind, typer.Option("--input", help="What the artifact takes.")
     ] = InputKind.TENSOR,
     output_kind: Annotated[
-        OutputKind, typer.Option("--output", help="What the artifact gives.")
-    ] = OutputKind.LOGITS,
+        Output, typer.Option("--output", help="What the artifact gives; auto: the fastest here.")
+    ] = Output.LOGITS,
     size: Annotated[str, typer.Option(help="HxW, dynamic, or a range HxW..HxW.")] = "dynamic",
     max_batch: Annotated[
         int, typer.Option(help="Largest batch, for formats built for a range.")
@@ -97,8 +131,10 @@ def export(
     """Build deployable artifacts from a checkpoint or a foreign model.onnx, and verify each."""
     from segdeploy.cli.parsing import parse_names, parse_sizes, parse_triple
     from segdeploy.core.contract import IoContract
+    from segdeploy.export.calibration import Int8Options
     from segdeploy.export.foreign import ForeignOptions, read_options
     from segdeploy.frameworks.progress import progress_bars
+    from segdeploy.workflows.choose_output import export_fastest
     from segdeploy.workflows.export_verified import export_and_verify
 
     said = ForeignOptions(
@@ -118,14 +154,20 @@ def export(
         note=note,
     )
     foreign = said if model_config is None else said.over(read_options(model_config))
+    if output_kind is Output.AUTO:
+        work = partial(export_fastest, input_kind=input_kind)
+    else:
+        work = partial(export_and_verify, io=IoContract(input_kind, OutputKind(output_kind.value)))
+    int8 = Int8Options(calibration_method, percentile, equalize, bias_correction)
     with progress_bars() as advance:
-        found = export_and_verify(
+        found = work(
             checkpoint,
             target,
             out,
             calibration=calibration,
             num_calibration_images=calibration_images,
-            io=IoContract(input_kind, output_kind),
+            int8_options=int8,
+            int8_policy=int8_policy,
             size=parse_sizes(size),
             max_batch=max_batch,
             name=name,
@@ -139,16 +181,38 @@ def export(
             report=say,
             foreign=None if foreign.is_empty() else foreign,
         )
+        if calibration_report and calibration is not None and not dry_run:
+            done = [each.outcome.artifact for each in found if each.outcome.requested]
+            _report_calibration(filter(None, done), calibration, calibration_images, int8, advance)
     emit([each.to_dict() for each in found], as_json, lambda: _render(found, planned=dry_run))
     failed = [each.outcome.path for each in found if each.passed is False]
     if failed and not dry_run:
         say(f"error: failed verification: {', '.join(map(str, failed))}")
+        hints = dict.fromkeys(each.report.hint for each in found if each.report is not None)
+        for hint in filter(None, hints):
+            say(f"hint: {hint}")
     errors = [each.outcome for each in found if each.outcome.error is not None]
     for outcome in errors:
         say(f"error: {outcome.target}: {outcome.error}")
     codes = [outcome.error.exit_code for outcome in errors if outcome.error is not None]
     if codes or (failed and not dry_run):
         raise typer.Exit(max([*codes, 1]))
+
+
+def _report_calibration(
+    artifacts: Iterable[Artifact],
+    calibration: str,
+    num_images: int,
+    options: Int8Options,
+    advance: Progress,
+) -> None:
+    from segdeploy.export.calibration import open_calibration
+    from segdeploy.export.calibration_report import REPORT, has_ranges, report_calibration
+
+    for artifact in filter(has_ranges, artifacts):
+        images = open_calibration(calibration, num_images, options)
+        found = report_calibration(artifact, images, advance)
+        say(f"{artifact.path / REPORT}: {found.sentence}")
 
 
 def _render(found: Sequence[VerifiedExport], *, planned: bool) -> None:

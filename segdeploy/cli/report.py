@@ -16,13 +16,18 @@ def report(
     as_json: JSON = False,
 ) -> None:
     """Write report.html and report.md into RUN."""
-    from segdeploy.report import report as write_report
+    from segdeploy.report import write_report
 
-    page = write_report(run)
-    markdown = page.with_suffix(".md")
-    text = markdown.read_text(encoding="utf-8")
+    written = write_report(run)
+    text = written.markdown.read_text(encoding="utf-8")
 
     def render() -> None:
-        print(f"{text}\n{page}")  # noqa: T201
+        print(f"{text}\n{written.page}")  # noqa: T201
 
-    emit({"report": str(page), "markdown": str(markdown), "table": text}, as_json, render)
+    document = {
+        "report": str(written.page),
+        "markdown": str(written.markdown),
+        "table": text,
+        "worth": [one.to_dict() for one in written.worth],
+    }
+    emit(document, as_json, render)

@@ -1,8 +1,12 @@
-"""`segdeploy show`: one model's facts, and where its parameters, work and memory lie."""
+"""`segdeploy show`: one model's facts, and where its parameters, work and memory lie.
+
+Of an int8 artifact it shows instead what became of every node, and why.
+"""
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Annotated
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
@@ -17,7 +21,8 @@ if TYPE_CHECKING:
 @app.command()
 def show(
     model: Annotated[
-        str, typer.Argument(help="Name, package.module:callable, or checkpoint folder.")
+        str,
+        typer.Argument(help="Name, package.module:callable, checkpoint or int8 artifact folder."),
     ],
     *,
     size: Annotated[str | None, typer.Option(help="HxW; default: the design size.")] = None,
@@ -28,6 +33,10 @@ def show(
     as_json: JSON = False,
 ) -> None:
     """Show a model's blocks: parameters, multiply-adds, activation memory of one image."""
+    placement = _read_placement(Path(model))
+    if placement is not None:
+        emit(placement, as_json, lambda: _render_placement(placement))
+        return
     from segdeploy.frameworks.torch import require_torch
 
     require_torch("torchvision", "safetensors")
@@ -66,3 +75,33 @@ def _render(found: ModelDescription) -> None:
 
 def _figures(block: BlockCost) -> tuple[str, str, str]:
     return f"{block.num_parameters:,}", f"{block.macs / 1e9:.3f}", f"{block.activation_mib:.1f}"
+
+
+def _read_placement(folder: Path) -> dict[str, Any] | None:
+    """Return what the folder of an int8 graph says of its nodes; None for anything else."""
+    from segdeploy.core.folder import check_companion, load_artifact
+    from segdeploy.core.results import read_result
+
+    nodes = read_result(folder / "placement.json") if folder.is_dir() else None
+    if nodes is None:
+        return None
+    artifact = load_artifact(folder)
+    check_companion(artifact, "placement.json")
+    return {**artifact.manifest.options.get("int8", {}), **nodes}
+
+
+def _render_placement(placement: dict[str, Any]) -> None:
+    from rich.console import Console
+    from rich.markup import escape
+    from rich.table import Table
+
+    table = Table(title=f"int8 policy {escape(str(placement.get('policy', 'unknown')))}")
+    for heading in ("node", "operator", "group", "choice", "reason"):
+        table.add_column(heading, overflow="fold")
+    for node in placement["nodes"]:
+        table.add_row(*(escape(node[k]) for k in ("node", "operator", "group", "choice", "reason")))
+    console = Console(highlight=False)
+    console.print(table)
+    between = placement.get("float_activations") or {}
+    left = ", ".join(f"{count} {name}" for name, count in between.items()) or "nothing"
+    console.print(f"{placement.get('borders')} Q or DQ at borders; float between int8: {left}")

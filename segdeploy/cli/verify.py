@@ -122,6 +122,8 @@ def _render(report: ParityReport) -> None:
         console.print(
             f"[red]broken[/] {failure.rule}: {failure.value:.4g}, limit {failure.limit:g}"
         )
+    if report.hint:
+        console.print(f"hint: {report.hint}", markup=False)
     for case in report.cases:
         for problem in case["problems"]:
             console.print(f"  {case['name']}: {problem}", markup=False)

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from enum import StrEnum
+from typing import Literal
 
 from segdeploy.core.errors import ConfigError
 from segdeploy.core.task import Task, label_dtype, num_logits
@@ -17,11 +18,58 @@ class InputKind(StrEnum):
 
 
 class OutputKind(StrEnum):
-    """`logits`: float32 NKHW. `labels`: uint8/uint16 NHW. With confidence: also float32 NHW."""
+    """`logits`: float32 NKHW. `labels`: uint8/uint16 NHW. With confidence: also float32 NHW.
+
+    `low-logits`: float32 N,K,h,w before the last upsampling, which the caller does (`Upsampling`).
+    """
 
     LOGITS = "logits"
     LABELS = "labels"
     LABELS_CONFIDENCE = "labels+confidence"
+    LOW_LOGITS = "low-logits"
+
+    @property
+    def has_logits(self) -> bool:
+        """Whether logits can be had of it, of low resolution or full."""
+        return self in {OutputKind.LOGITS, OutputKind.LOW_LOGITS}
+
+    @property
+    def tensor_names(self) -> list[str]:
+        """Names of the tensors, in order; no hyphen, which not every format takes."""
+        return self.value.replace("-", "_").split("+")
+
+
+MARGIN = 16.0
+"""By how many float32 eps of the largest logit a class must lead; an interpolated difference is off
+by at most 4 of them, whatever the order of operations."""
+LEAST_EXTENT = 2.0**-103
+"""Taken for the largest logit where that is smaller: products of denormals round by more."""
+
+_RULE = (
+    "The label of a pixel is the class of the largest logit, interpolated bilinearly from the four "
+    "samples around it (ties: the lowest class; one class: whether the logit is above 0). "
+    "A pixel at x lies at s = max(0, (x + 0.5) * w / W - 0.5), with align_corners at "
+    "s = x * (w - 1) / (W - 1), between the samples j = floor(s) and min(j + 1, w - 1); the share "
+    "of the second is s - j; likewise along y. "
+    "Nothing needs to be interpolated where all four samples have the same largest class, are "
+    "finite in all classes, and in each of them that class leads the second by more than "
+    "margin * 2^-23 * max(largest |logit| of the sample, 2^-103) (one class: |logit| exceeds it). "
+    "Elsewhere a class is out if its largest corner is below the largest of all classes' smallest "
+    "corners by more than that, unless a corner is not finite."
+)
+
+
+@dataclass(frozen=True)
+class Upsampling:
+    """How a label map is made of `low_logits`; `rule` says it to other languages.
+
+    `margin` is in float32 eps of the largest logit.
+    """
+
+    align_corners: bool
+    mode: Literal["bilinear"] = "bilinear"
+    margin: float = MARGIN
+    rule: str = field(default=_RULE, repr=False)
 
 
 @dataclass(frozen=True)
@@ -83,6 +131,12 @@ class TensorSpec:
     dtype: str
     shape: tuple[int | None, ...]
 
+    def fits(self, shape: tuple[int, ...]) -> bool:
+        """Return whether a tensor of this shape is as promised."""
+        return len(shape) == len(self.shape) and all(
+            want in (None, have) for want, have in zip(self.shape, shape, strict=True)
+        )
+
 
 def contract_tensors(
     io: IoContract,
@@ -91,8 +145,11 @@ def contract_tensors(
     size: tuple[int, int] | None,
     num_channels: int = 3,
     batch: int | None = None,
+    low_size: tuple[int, int] | None = None,
 ) -> tuple[tuple[TensorSpec, ...], tuple[TensorSpec, ...]]:
     """Return (inputs, outputs) of a payload; `size` (H, W) and `batch` are None where dynamic.
+
+    So is `low_size`, that of `low_logits`.
 
     Tensor names equal the words of the contract, so that no caller has to look them up.
     """
@@ -101,9 +158,12 @@ def contract_tensors(
         taken = TensorSpec("tensor", "float32", (batch, num_channels, height, width))
     else:
         taken = TensorSpec("image", "uint8", (batch, height, width, num_channels))
+    k = num_logits(task, num_labels)
     if io.output is OutputKind.LOGITS:
-        k = num_logits(task, num_labels)
         return (taken,), (TensorSpec("logits", "float32", (batch, k, height, width)),)
+    if io.output is OutputKind.LOW_LOGITS:
+        low_height, low_width = low_size or (None, None)
+        return (taken,), (TensorSpec("low_logits", "float32", (batch, k, low_height, low_width)),)
     labels = TensorSpec("labels", label_dtype(num_labels).name, (batch, height, width))
     if io.output is OutputKind.LABELS:
         return (taken,), (labels,)

@@ -13,6 +13,7 @@ from dataclasses import dataclass
 from datetime import UTC, datetime
 from importlib import metadata
 from pathlib import Path
+from typing import Any
 
 from segdeploy.core.errors import (
     ArtifactError,
@@ -173,7 +174,7 @@ def _check_file(path: Path, name: str, promised: str) -> None:
 def save_folder(
     path: Path,
     manifest: Manifest,
-    write: Callable[[Path], None],
+    write: Callable[[Path], Mapping[str, Any] | None],
     versions: Mapping[str, str] | None = None,
 ) -> Checkpoint | Artifact:
     """Write a folder atomically: `write` fills an empty folder, then the manifest is added.
@@ -183,7 +184,8 @@ def save_folder(
         manifest: Its `files`, `companions`, `built_with` and `built_on` are filled in here. Names
             already in `files` are kept in their order (the payload first); others that `write` made
             are companions, outside the identity.
-        write: Writes the files of the manifest (and any companion) into the given folder.
+        write: Writes the files of the manifest (and any companion) into the given folder. What it
+            returns was found while building, and is added to the manifest's options.
         versions: Of further packages that the files were built with.
 
     Raises:
@@ -191,8 +193,9 @@ def save_folder(
     """
     check_replaceable(path, manifest.files)
     with replacing_directory(path) as temporary:
-        write(temporary)
+        found = write(temporary)
         complete = manifest.replace(
+            options={**manifest.options, **(found or {})},
             files={name: sha256_file(temporary / name) for name in manifest.files},
             companions={
                 file.name: sha256_file(file)
@@ -224,6 +227,12 @@ def check_replaceable(path: Path, names: Iterable[str] = ()) -> None:
 def mark_passed(folder: ModelFolder, passed: bool) -> None:
     """Write the verdict of verify into the manifest on disk."""
     manifest = folder.manifest.replace(passed=passed)
+    write_bytes(folder.path / MANIFEST, encode_manifest(manifest))
+
+
+def add_options(folder: ModelFolder, **options: Any) -> None:
+    """Write more options into the manifest on disk: what was found after the folder was made."""
+    manifest = folder.manifest.replace(options={**folder.manifest.options, **options})
     write_bytes(folder.path / MANIFEST, encode_manifest(manifest))
 
 

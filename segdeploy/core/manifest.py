@@ -17,7 +17,7 @@ from typing import Any, Literal
 
 import msgspec
 
-from segdeploy.core.contract import IoContract, SizeBounds, TensorSpec
+from segdeploy.core.contract import IoContract, SizeBounds, TensorSpec, Upsampling
 from segdeploy.core.errors import ManifestError, SegDeployError
 from segdeploy.core.files import canonical_json, digest_of
 from segdeploy.core.preprocess import PreprocessSpec
@@ -56,9 +56,9 @@ class Manifest:
     defines right, `lineage` all ancestors from that checkpoint to the parent. `build_key` is the
     digest of everything a stage depended on; equal key, same work. `companions` maps further files
     of the folder (recipe, training state, calibration) to sha256: no part of the identity, checked
-    by who reads them. `bounds` limits dynamic sizes. `passed` is the verdict of verify, None
-    before. `trained` is False for weights that were never trained, which parity judges by the noise
-    floor only.
+    by who reads them. `bounds` limits dynamic sizes. `upsampling` says how labels are made of
+    low-resolution logits. `passed` is the verdict of verify, None before. `trained` is False for
+    weights that were never trained, which parity judges by the noise floor only.
     """
 
     kind: Literal["checkpoint", "artifact"]
@@ -76,6 +76,7 @@ class Manifest:
     lineage: tuple[Ancestor, ...] = ()
     design_size: tuple[int, int] | None = None
     bounds: SizeBounds | None = None
+    upsampling: Upsampling | None = None
     trained: bool = True
     note: str = ""
     options: dict[str, Any] = field(default_factory=dict)
@@ -100,7 +101,10 @@ class Manifest:
     def digest(self) -> str:
         """Identity of the folder: sha256 over what it computes."""
         plain = msgspec.to_builtins(self)
-        return digest_of({name: plain[name] for name in _IDENTITY})
+        identity = {name: plain[name] for name in _IDENTITY}
+        if self.upsampling is not None:  # Older folders have none, and keep their identity.
+            identity["upsampling"] = plain["upsampling"]
+        return digest_of(identity)
 
     def replace(self, **changes: Any) -> Manifest:
         """Return a copy with some fields changed."""

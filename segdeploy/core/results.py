@@ -35,7 +35,8 @@ class ParityReport:
 
     Rates are shares of pixels in [0, 1]. `max_abs`, `snr_db`, `cosine` are None where the
     candidate gives labels only. `hops` holds the same comparison against each other known
-    relative, e.g. {"parent": ...}. `cases` says which inputs were run.
+    relative, e.g. {"parent": ...}. `cases` says which inputs were run. `hint` names the cure of a
+    failure, where one is known.
     """
 
     target: str
@@ -56,6 +57,7 @@ class ParityReport:
     failures: list[Failure] = field(default_factory=list)
     cases: list[dict[str, Any]] = field(default_factory=list)
     hops: dict[str, dict[str, Any]] = field(default_factory=dict)
+    hint: str = ""
 
     @property
     def passed(self) -> bool:

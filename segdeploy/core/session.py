@@ -109,6 +109,7 @@ class Backend(ABC):
         is_isolated: Whether its sessions live in a child process: foreign runtimes may crash.
         environment: Name of the second environment that holds its packages where this one cannot.
         rest: Precision of what an int8 graph leaves unquantised.
+        is_symmetric: Whether its int8 graphs must be symmetric, with zero point 0.
         home: Device that it is verified on after an export.
     """
 
@@ -122,6 +123,7 @@ class Backend(ABC):
     is_isolated: bool = True
     environment: str | None = None
     rest: Precision = Precision.FP32
+    is_symmetric: bool = False
     home: str = "cpu"
 
     @abstractmethod

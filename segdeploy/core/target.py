@@ -18,6 +18,15 @@ class Precision(StrEnum):
     INT8 = "int8"
 
 
+class ClipMethod(StrEnum):
+    """How the range of an int8 activation is chosen from what calibration saw."""
+
+    MSE = "mse"
+    MIN_MAX = "min-max"
+    PERCENTILE = "percentile"
+    ENTROPY = "entropy"
+
+
 @dataclass(frozen=True, order=True)
 class ExportTarget:
     """Backend + precision; `str()` is the form that users write."""

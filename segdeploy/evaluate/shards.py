@@ -22,7 +22,8 @@ from segdeploy.backends.predictor import Predictor, open_predictor
 from segdeploy.backends.sliding import SlidingWindow
 from segdeploy.backends.tta import TtaSpec
 from segdeploy.core.errors import SegDeployError, TrainError
-from segdeploy.data import open_dataset
+from segdeploy.data import TRAIN, open_dataset
+from segdeploy.data.apart import check_apart, read_calibrated
 from segdeploy.data.sample import Dataset
 from segdeploy.evaluate.instances import encode_prediction
 from segdeploy.evaluate.tally import Tally, Wanted, fill_record
@@ -70,8 +71,10 @@ def count_alone(
     """Return the counts of some images, in this process."""
     wanted, tally = job.wanted, Tally.empty(job.wanted, len(indices))
     with_confidence = wanted.saliency or bool(wanted.instances)
+    # Who asks for the train split knows what it says.
+    calibrated = {} if job.split == TRAIN else read_calibrated(job.path)
     images = count_each(
-        (dataset[i] for i in indices),
+        (check_apart(dataset[i], dataset.name, calibrated) for i in indices),
         lambda image: predictor.predict(image, with_confidence=with_confidence),
         wanted.num_labels,
         wanted.task,

@@ -8,6 +8,7 @@ outcomes[0].artifact, outcomes[0].reused
 from __future__ import annotations
 
 from segdeploy.backends.isolation import BUILD_LIMIT_S
+from segdeploy.export.calibration import Int8Options
 from segdeploy.export.foreign import ForeignOptions
 from segdeploy.export.plan import Size
 from segdeploy.export.stage import NUM_CALIBRATION_IMAGES, ExportOutcome, export
@@ -17,6 +18,7 @@ __all__ = [
     "NUM_CALIBRATION_IMAGES",
     "ExportOutcome",
     "ForeignOptions",
+    "Int8Options",
     "Size",
     "export",
 ]

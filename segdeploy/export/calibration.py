@@ -1,14 +1,13 @@
 """Which images choose the int8 ranges, and what is written down about it.
 
-The images come from the train split, spread evenly over it, and go through the model's own
-preprocessing. They are read anew in every pass, one at a time, so memory does not depend on their
-number. `calibration.json` names every image with the digest of its pixels: it is the proof that no
-evaluation image was used, and part of the build key.
+The images come from the train split, chosen by class coverage (`coverage`), and go through the
+model's own preprocessing. They are read anew in every pass, one at a time, so memory does not
+depend on their number. `calibration.json` names every image with the digest of its pixels: it is
+the proof that no evaluation image was used, and part of the build key.
 """
 
 from __future__ import annotations
 
-import hashlib
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
 from functools import cached_property
@@ -20,40 +19,62 @@ from numpy.typing import NDArray
 from segdeploy.core.errors import ConfigError, DataError
 from segdeploy.core.files import digest_of
 from segdeploy.core.preprocess import PreprocessSpec, fit_image, normalize_image
+from segdeploy.core.target import ClipMethod
 from segdeploy.data import TRAIN, Dataset, open_dataset
-from segdeploy.graph.calibrate import LEVELS, NUM_BINS, TensorRange
+from segdeploy.data.apart import CALIBRATION, pixel_digest
+from segdeploy.export.coverage import choose_by_coverage, spread
+from segdeploy.graph.clipping import LEVELS, TensorRange, check_percentile
 
-CALIBRATION = "calibration.json"
-METHOD = "least squared error over a histogram of |x|, symmetric int8, weights by channel maximum"
+RECIPE = 2  # Of int8 graphs alone: raise it when the same images and options give other ranges.
 MIN_SIDE = 32
+BY_COVERAGE, BY_SPREAD, ALL = "class coverage", "even spread", "all"
 
 Progress = Callable[[str, int, int], object]
 """Called with (what is done, images done, images in all)."""
 
 
 @dataclass(frozen=True)
+class Int8Options:
+    """How ranges are chosen and the graph is prepared; the defaults are those measured best."""
+
+    method: ClipMethod = ClipMethod.MSE
+    percentile: float = 99.99
+    equalize: bool = False
+    correct_bias: bool = False
+
+    def check(self) -> None:
+        """Raise a ConfigError if the percentile makes no sense."""
+        check_percentile(self.percentile)
+
+    def to_dict(self) -> dict[str, Any]:
+        """Return what takes part in a build key."""
+        told: dict[str, Any] = {"method": str(self.method)}
+        if self.method is ClipMethod.PERCENTILE:
+            told["percentile"] = self.percentile
+        told |= {"equalize": self.equalize, "correct_bias": self.correct_bias}
+        return {**told, "recipe": RECIPE}
+
+
+@dataclass(frozen=True)
 class CalibrationSet:
-    """Images of a data set's train split, chosen by index."""
+    """Images of a data set's train split, chosen by index, and how they are used for int8."""
 
     spec: str
     dataset: Dataset = field(repr=False)
     indices: tuple[int, ...]
+    chosen_by: str = BY_SPREAD
+    options: Int8Options = field(default_factory=Int8Options)
 
     @cached_property
     def images(self) -> list[dict[str, str]]:
         """Name and sha256 of the pixels of each image; reads all of them once."""
-        found = []
-        for index in self.indices:
-            sample = self.dataset[index]
-            digest = hashlib.sha256(str(sample.image.shape).encode())
-            digest.update(np.ascontiguousarray(sample.image).tobytes())
-            found.append({"name": sample.name, "sha256": digest.hexdigest()})
-        return found
+        samples = (self.dataset[index] for index in self.indices)
+        return [{"name": s.name, "sha256": pixel_digest(s.image)} for s in samples]
 
     @property
     def digest(self) -> str:
-        """Identity of the images and of the method."""
-        return digest_of({"images": self.images, "method": METHOD, "bins": NUM_BINS})
+        """Identity of the images."""
+        return digest_of({"images": self.images})
 
     def batches(
         self, preprocess: PreprocessSpec, progress: Progress | None, what: str
@@ -76,30 +97,40 @@ class CalibrationSet:
                 progress(what, done + 1, len(self.indices))
 
 
-def open_calibration(spec: str, num_images: int) -> CalibrationSet:
-    """Open a data set for calibration.
+def open_calibration(
+    spec: str, num_images: int, options: Int8Options | None = None
+) -> CalibrationSet:
+    """Open a data set for calibration and choose images of its train split.
 
     Raises:
-        ConfigError: If `num_images` is not positive.
-        DataError: If the data set is missing or empty.
+        ConfigError: If `num_images` is not positive, or an option makes no sense.
+        DataError: If the data set is missing or empty, or a file that was looked at is damaged.
     """
+    options = options or Int8Options()
+    options.check()
     if num_images < 1:
         raise ConfigError(f"Calibration needs at least one image, asked for {num_images}.")
     dataset = open_dataset(spec, TRAIN)
     if not len(dataset):
         raise DataError(f"The train split of {spec} is empty.")
-    spread = np.linspace(0, len(dataset) - 1, min(num_images, len(dataset)))
-    return CalibrationSet(spec, dataset, tuple(int(i) for i in np.unique(np.rint(spread))))
+    if num_images >= len(dataset):
+        return CalibrationSet(spec, dataset, tuple(range(len(dataset))), ALL, options)
+    covering = choose_by_coverage(dataset, num_images)
+    if covering:
+        return CalibrationSet(spec, dataset, covering, BY_COVERAGE, options)
+    even = spread(len(dataset), num_images)
+    return CalibrationSet(spec, dataset, even, f"{BY_SPREAD}: no pixel is labelled", options)
 
 
 def describe(calibration: CalibrationSet, ranges: Mapping[str, TensorRange]) -> dict[str, Any]:
-    """Return the document `calibration.json`."""
+    """Return the document `calibration.json`; without ranges the converter chose them itself."""
+    options = {"options": calibration.options.to_dict()} if ranges else {}
     return {
         "data": calibration.spec,
         "split": TRAIN,
-        "method": METHOD,
-        "bins": NUM_BINS,
+        **options,
         "levels": LEVELS,
+        "chosen_by": calibration.chosen_by,
         "digest": calibration.digest,
         "images": calibration.images,
         "ranges": {
@@ -108,7 +139,17 @@ def describe(calibration: CalibrationSet, ranges: Mapping[str, TensorRange]) -> 
                 "clip": found.clip,
                 "scale": found.scale,
                 "clipped_share": found.clipped_share,
+                "asymmetric": {
+                    "low": found.bytes.low,
+                    "high": found.bytes.high,
+                    "scale": found.bytes.scale,
+                    "zero_point": found.bytes.zero_point,
+                    "clipped_share": found.bytes.clipped_share,
+                },
             }
             for name, found in ranges.items()
         },
     }
+
+
+__all__ = ["CALIBRATION", "CalibrationSet", "Int8Options", "describe", "open_calibration"]

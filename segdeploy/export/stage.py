@@ -14,7 +14,7 @@ from typing import Any
 
 from segdeploy.backends import BACKENDS, require_backend
 from segdeploy.backends.isolation import BUILD_LIMIT_S, Builder
-from segdeploy.core.contract import IoContract
+from segdeploy.core.contract import IoContract, OutputKind
 from segdeploy.core.errors import (
     ArtifactError,
     BackendUnavailableError,
@@ -33,10 +33,17 @@ from segdeploy.export.build import (
     describe_artifact,
     reusable_artifact,
 )
-from segdeploy.export.calibration import CalibrationSet, Progress, open_calibration
+from segdeploy.export.calibration import (
+    CalibrationSet,
+    Int8Options,
+    Progress,
+    open_calibration,
+)
 from segdeploy.export.foreign import ForeignOptions, plan_import
 from segdeploy.export.plan import Size, Step, plan_export
+from segdeploy.export.upsampling import Upsampled, find_in_module
 from segdeploy.frameworks.torch import require_onnx, require_torch
+from segdeploy.graph.policy import DEFAULT, Policy, load_policy
 
 NUM_CALIBRATION_IMAGES = 32
 
@@ -80,6 +87,8 @@ def export(
     *,
     calibration: str | None = None,
     num_calibration_images: int = NUM_CALIBRATION_IMAGES,
+    int8_options: Int8Options | None = None,
+    int8_policy: str = DEFAULT,
     io: IoContract | None = None,
     size: Size = None,
     max_batch: int = 1,
@@ -99,8 +108,12 @@ def export(
         checkpoint: Folder of the trained model, or a foreign ONNX file.
         targets: E.g. `["onnx-fp32", "onnx-int8"]`.
         out: The run folder.
-        calibration: `name:root` of the data set whose train split chooses int8 ranges.
-        num_calibration_images: How many of them, spread over the split.
+        calibration: `name:root` of the data set whose train split chooses int8 ranges, and shows
+            what overflows in fp16.
+        num_calibration_images: How many of them, chosen by class coverage.
+        int8_options: How ranges are chosen and the graph is prepared for int8.
+        int8_policy: Which nodes of an int8 graph are quantised: `default` (the backend's own),
+            `all`, or a TOML file.
         io: Input and output contract of every target.
         size: Fixed (H, W), bounds of sizes, or None for dynamic shapes.
         max_batch: Largest batch of a format that is built for a range.
@@ -131,9 +144,12 @@ def export(
         source, targets, out, io=io or IoContract(), size=size, name=name, max_batch=max_batch
     )
     versions, missing = _require(steps, has_module=not is_foreign(source), keep_going=keep_going)
-    images = _open_calibration(steps, calibration, num_calibration_images)
+    images = _open_calibration(steps, calibration, num_calibration_images, int8_options)
     builder = Builder(build_limit_s, build_memory_mib)
-    context = BuildContext(source, images, progress, builder, versions, missing)
+    policies = _load_policies(steps, int8_policy)
+    context = BuildContext(
+        source, images, progress, builder, versions, missing, policies, _upsampling(source, steps)
+    )
     _say_resized(source, size, report)
     if dry_run:
         done = _run(steps, context, _Choices(force, dry_run=True, keep_going=False))
@@ -218,19 +234,52 @@ def _require(
 
 
 def _open_calibration(
-    steps: Sequence[Step], calibration: str | None, num_images: int
+    steps: Sequence[Step],
+    calibration: str | None,
+    num_images: int,
+    options: Int8Options | None,
 ) -> CalibrationSet | None:
     needing = [str(s.target) for s in steps if s.target.precision is Precision.INT8]
-    if not needing:
+    taking = [s for s in steps if s.target.precision is Precision.FP16 and s.parent is not None]
+    if not needing and (not taking or calibration is None):
         return None
     if calibration is None:
         raise ConfigError(
             f"The target {needing[0]} needs images to choose its ranges from.",
             hint="Give --calibration NAME[:ROOT], e.g. camvid:data/camvid (its train split).",
         )
-    images = open_calibration(calibration, num_images)
+    images = open_calibration(calibration, num_images, options)
     _ = images.digest  # Reads every image once: a damaged one is found before any work.
     return images
+
+
+def _load_policies(steps: Sequence[Step], text: str) -> dict[str, Policy]:
+    """Return the policy of each backend whose int8 is nodes of a graph."""
+    int8 = [step for step in steps if step.target.precision is Precision.INT8]
+    backends = [step.target.backend for step in int8 if step.parent is not None]
+    if text != DEFAULT and len(backends) < len(int8 or steps):
+        raise ConfigError(
+            f"--int8-policy {text} fits int8 targets that are made from ONNX, not "
+            f"{next(s.target for s in int8 or steps if s.target.backend not in backends)}.",
+            hint="Leave it out, or export that target by itself.",
+        )
+    policies = {name: load_policy(text, name) for name in backends}
+    for name, policy in policies.items():
+        if BACKENDS.get(name).is_symmetric and policy.activations != "symmetric":
+            raise ConfigError(
+                f"{name} takes symmetric int8 only, and the policy '{policy.name}' is "
+                f"{policy.activations}.",
+                hint='Set activations = "symmetric" in it, or leave --int8-policy out.',
+            )
+    return policies
+
+
+def _upsampling(source: Checkpoint, steps: Sequence[Step]) -> Upsampled | None:
+    """Return how the module upsamples, where its low-resolution logits are asked for."""
+    for step in steps:
+        if step.io.output is OutputKind.LOW_LOGITS and not is_foreign(source):
+            return find_in_module(source, step.size)
+    return None
 
 
 @dataclass(frozen=True)

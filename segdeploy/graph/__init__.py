@@ -5,5 +5,5 @@
 
 A precision belongs to the graph: fp16 is a cast, int8 is Q/DQ nodes (`placement` says where,
 `calibrate` with which ranges, `qdq` inserts them). `image_input` and `label_output` add the
-contracts last. `u8_activations` is the one pass that runs when a session opens.
+contracts last. `byte_kernels` is the one pass that runs when a session opens.
 """

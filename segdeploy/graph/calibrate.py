@@ -1,55 +1,45 @@
-"""Ranges for int8 from images, in two streaming passes: memory does not grow with their number.
+"""Ranges for int8 from images, streaming: memory does not grow with their number.
 
-Pass 1 finds the largest magnitude of every tensor inside the graph (only scalars leave it). Pass 2
-counts |x| in fixed bins. Counts are integers and images run one at a time, so the result depends
-neither on the order of the images nor on how a caller groups them; images may differ in size.
+Images run one at a time and only integers are added up, so the result depends neither on the order
+of the images nor on how a caller groups them; images may differ in size. Whole activations leave
+the graph, of as many tensors at once as fit into GROUP_BYTES for the largest image; each group of
+tensors is one pass over the images, through no more of the graph than it needs.
 
-The clip of a tensor minimises the expected squared error of symmetric 8-bit rounding over its
-histogram. What an activation maps to a constant anyway is not protected: below -3 HardSwish is
-zero, so a tensor that only HardSwish reads counts from -3 on.
+What an activation maps to a constant anyway is not protected: below -3 HardSwish is zero, so a
+tensor that only HardSwish reads counts from -3 on.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from typing import Any
 
 import numpy as np
 import onnx
 from numpy.typing import NDArray
-from onnx import TensorProto, helper
+from onnx import TensorProto, helper, numpy_helper
 
 from segdeploy.core.errors import DataError
+from segdeploy.core.target import ClipMethod
 from segdeploy.frameworks.onnxruntime import require_onnxruntime, session_options
-from segdeploy.graph.proto import consumers, copy_model, graph_bytes
+from segdeploy.graph.clipping import Histogram, TensorRange, choose_clip
+from segdeploy.graph.proto import consumers, copy_model, graph_bytes, producers, replace_nodes
 
-NUM_BINS = 2048
-NUM_CLIPS = 200
-LEVELS = 127
-GROUP_BYTES = 2**28  # What one run of pass 2 may bring out of the graph at once.
+GROUP_BYTES = 2**29  # What one run may bring out of the graph at once.
 _FLOORS = {"HardSwish": -3.0, "HardSigmoid": -3.0}  # HardSigmoid of torch: alpha 1/6, beta 1/2.
+_ENDS = ("ReduceMin", "ReduceMax")
+_NO_IMAGE = "Calibration needs at least one image."
 
 Batches = Callable[[], Iterable[NDArray[np.float32]]]
-
-
-@dataclass(frozen=True)
-class TensorRange:
-    """Of one tensor: largest magnitude seen, chosen clip (both >= 0), share of values beyond it."""
-
-    abs_max: float
-    clip: float
-    clipped_share: float
-
-    @property
-    def scale(self) -> float:
-        """Step of the symmetric int8 grid; 1 for a tensor that is always zero."""
-        step = float(np.float32(self.clip / LEVELS))
-        return step if step > 0 else 1.0
+Watch = Callable[[int, str, Histogram], object]
 
 
 def calibrate(
-    model: onnx.ModelProto, tensors: Sequence[str], batches: Batches
+    model: onnx.ModelProto,
+    tensors: Sequence[str],
+    batches: Batches,
+    method: ClipMethod = ClipMethod.MSE,
+    percentile: float = 99.99,
 ) -> dict[str, TensorRange]:
     """Return the range of each tensor.
 
@@ -57,16 +47,104 @@ def calibrate(
         model: The plain fp32 graph, one input.
         tensors: Names of float32 tensors in it.
         batches: Gives the same float32 NCHW batches each time it is called.
+        method: How a range is chosen from the values.
+        percentile: Share in % of values within the range, for that method.
+
+    Raises:
+        ConfigError: If `percentile` is not within (0, 100].
+        DataError: If there is no batch, or an activation is not finite.
+    """
+    found = count_values(model, tensors, batches)
+    return {name: choose_clip(found[name], method, percentile) for name in tensors}
+
+
+def count_values(
+    model: onnx.ModelProto,
+    tensors: Sequence[str],
+    batches: Batches,
+    watch: Watch | None = None,
+) -> dict[str, Histogram]:
+    """Return a histogram of each tensor's magnitudes; else as `calibrate`.
+
+    `watch` is called after each image and tensor with (number of the image from 1 on, the tensor's
+    name, its histogram so far).
+    """
+    floors = _floors(model, tensors)
+    found = {name: Histogram() for name in tensors}
+    for group in _groups(tensors, _count_elements(model, tensors, batches)):
+        session = open_graph(select_outputs(model, group))
+        for number, values in enumerate(run_all(session, batches), start=1):
+            for name in group:
+                if not found[name].add(values.pop(name), floors.get(name)):
+                    raise _not_finite(name, number)
+                if watch is not None:
+                    watch(number, name, found[name])
+    return found
+
+
+def find_peaks(
+    model: onnx.ModelProto, tensors: Sequence[str], batches: Batches
+) -> dict[str, float]:
+    """Return the largest magnitude of each tensor, in one pass; only scalars leave the graph.
 
     Raises:
         DataError: If there is no batch, or an activation is not finite.
     """
-    floors = _floors(model, tensors)
-    limits, elements = _find_limits(model, tensors, batches, floors)
-    histograms: dict[str, NDArray[np.int64]] = {}
-    for group in _groups(tensors, elements):
-        histograms |= _count(model, group, batches, floors, limits)
-    return {name: choose_clip(histograms[name], limits[name]) for name in tensors}
+    extended = copy_model(model)
+    del extended.graph.output[:]
+    for name in tensors:
+        for operator in _ENDS:
+            result = f"{operator}_of_{name}"
+            extended.graph.node.append(
+                helper.make_node(operator, [name], [result], name=result, keepdims=0)
+            )
+            extended.graph.output.append(
+                helper.make_tensor_value_info(result, TensorProto.FLOAT, [])
+            )
+    peaks = dict.fromkeys(tensors, 0.0)
+    number = 0
+    for number, found in enumerate(run_all(open_graph(extended), batches), start=1):
+        for name in tensors:
+            ends = [float(found[f"{operator}_of_{name}"]) for operator in _ENDS]
+            if not np.isfinite(ends).all():
+                raise _not_finite(name, number)
+            peaks[name] = max(peaks[name], *map(abs, ends))
+    if not number:
+        raise DataError(_NO_IMAGE)
+    return peaks
+
+
+def find_channel_peaks(
+    model: onnx.ModelProto, tensors: Sequence[str], batches: Batches
+) -> dict[str, NDArray[np.float32]]:
+    """Return the largest magnitude of each channel (C,); else as `find_peaks`."""
+    extended = copy_model(model)
+    del extended.graph.output[:]
+    axes = numpy_helper.from_array(np.asarray([0, 2, 3], np.int64), "all_but_channels")
+    extended.graph.initializer.append(axes)
+    for name in tensors:
+        size, peak = f"magnitude_of_{name}", f"peak_of_{name}"
+        extended.graph.node.append(helper.make_node("Abs", [name], [size], name=size))
+        extended.graph.node.append(
+            helper.make_node("ReduceMax", [size, axes.name], [peak], name=peak, keepdims=0)
+        )
+        extended.graph.output.append(helper.make_tensor_value_info(peak, TensorProto.FLOAT, None))
+    peaks: dict[str, NDArray[np.float32]] = {}
+    for number, found in enumerate(run_all(open_graph(extended), batches), start=1):
+        for name in tensors:
+            if not np.isfinite(found[f"peak_of_{name}"]).all():
+                raise _not_finite(name, number)
+            peaks[name] = np.maximum(peaks.get(name, np.float32(0)), found[f"peak_of_{name}"])
+    if not peaks and tensors:
+        raise DataError(_NO_IMAGE)
+    return peaks
+
+
+def _not_finite(name: str, number: int) -> DataError:
+    return DataError(
+        f"Calibration: the tensor {name} is not finite on image {number}.",
+        hint="Look at that image, and at the model's weights.",
+    )
 
 
 def _floors(model: onnx.ModelProto, tensors: Sequence[str]) -> dict[str, float]:
@@ -81,40 +159,22 @@ def _floors(model: onnx.ModelProto, tensors: Sequence[str]) -> dict[str, float]:
     return floors
 
 
-def _find_limits(
-    model: onnx.ModelProto,
-    tensors: Sequence[str],
-    batches: Batches,
-    floors: dict[str, float],
-) -> tuple[dict[str, float], dict[str, int]]:
-    """Return (largest magnitude, most elements in one batch) of each tensor."""
-    extended = copy_model(model)
-    del extended.graph.output[:]
+def _count_elements(
+    model: onnx.ModelProto, tensors: Sequence[str], batches: Batches
+) -> dict[str, int]:
+    """Return how many elements each tensor has for the largest image."""
+    largest = max(batches(), key=lambda batch: batch[0].size, default=None)
+    if largest is None:
+        raise DataError(_NO_IMAGE)
+    sized = copy_model(model)
+    del sized.graph.output[:]
     for name in tensors:
-        for operator in ("ReduceMin", "ReduceMax", "Size"):
-            result = f"{operator}_of_{name}"
-            node = helper.make_node(operator, [name], [result])
-            if operator != "Size":
-                node.attribute.append(helper.make_attribute("keepdims", 0))
-            extended.graph.node.append(node)
-            kind = TensorProto.INT64 if operator == "Size" else TensorProto.FLOAT
-            extended.graph.output.append(helper.make_tensor_value_info(result, kind, []))
-    limits = dict.fromkeys(tensors, 0.0)
-    elements = dict.fromkeys(tensors, 0)
-    num_batches = 0
-    session = _open(extended)
-    for num_batches, batch in enumerate(batches(), start=1):  # noqa: B007
-        found = iter(_run(session, batch))
-        for name in tensors:
-            low, high, size = (float(next(found)) for _ in range(3))
-            if not (np.isfinite(low) and np.isfinite(high)):
-                raise DataError(f"Calibration: the tensor {name} is not finite on some image.")
-            floor = floors.get(name, low)
-            limits[name] = max(limits[name], abs(max(low, floor)), abs(max(high, floor)))
-            elements[name] = max(elements[name], int(size))
-    if not num_batches:
-        raise DataError("Calibration needs at least one image.")
-    return limits, elements
+        sized.graph.node.append(helper.make_node("Size", [name], [f"size_of_{name}"]))
+        sized.graph.output.append(
+            helper.make_tensor_value_info(f"size_of_{name}", TensorProto.INT64, [])
+        )
+    found = _run(open_graph(sized), largest[:1])
+    return {name: int(found[f"size_of_{name}"]) for name in tensors}
 
 
 def _groups(tensors: Sequence[str], elements: dict[str, int]) -> list[list[str]]:
@@ -130,83 +190,54 @@ def _groups(tensors: Sequence[str], elements: dict[str, int]) -> list[list[str]]
     return groups
 
 
-def _count(
-    model: onnx.ModelProto,
-    group: Sequence[str],
-    batches: Batches,
-    floors: dict[str, float],
-    limits: dict[str, float],
-) -> dict[str, NDArray[np.int64]]:
-    """Return histograms of |x| over [0, limit]; entry 0 counts exact zeros, then NUM_BINS bins."""
-    extended = copy_model(model)
-    del extended.graph.output[:]
-    inputs = {value.name for value in model.graph.input}
-    extended.graph.output.extend(
-        helper.make_tensor_value_info(name, TensorProto.FLOAT, None)
-        for name in group
-        if name not in inputs
-    )
-    if not extended.graph.output:
-        extended.graph.output.extend(model.graph.output)
-    session = _open(extended)
-    names = [value.name for value in extended.graph.output]
-    counts = {name: np.zeros(NUM_BINS + 1, np.int64) for name in group}
-    for batch in batches():
-        found = dict(zip(names, _run(session, batch), strict=True))
-        for name in group:
-            values = batch if name in inputs else found.pop(name)
-            counts[name] += histogram(values, limits[name], floors.get(name))
-    return counts
+def select_outputs(model: onnx.ModelProto, names: Sequence[str]) -> onnx.ModelProto:
+    """Return the part of the graph that makes these float tensors, which are its outputs.
 
-
-def histogram(
-    values: NDArray[np.float32], limit: float, floor: float | None = None
-) -> NDArray[np.int64]:
-    """Return NUM_BINS + 1 counts of |values|: exact zeros, then equal bins over [0, limit]."""
-    flat = np.abs(np.maximum(values, floor) if floor is not None else values).ravel()
-    zeros = flat.size - np.count_nonzero(flat)
-    if limit <= 0:
-        counts = np.zeros(NUM_BINS + 1, np.int64)
-    else:
-        index = np.minimum(flat * np.float32(NUM_BINS / limit), NUM_BINS - 1).astype(np.int32)
-        counts = np.concatenate(([0], np.bincount(index, minlength=NUM_BINS)))
-        counts[1] -= zeros
-    counts[0] = zeros
-    return counts
-
-
-def choose_clip(counts: NDArray[np.int64], limit: float) -> TensorRange:
-    """Return the clip in (0, limit] with the least expected squared error of 8-bit rounding.
-
-    Inside the clip c the step is c / 127 and its error step^2 / 12 (x^2 for values that round to
-    zero); outside, the error is (x - c)^2. Exact zeros have none.
+    An input among them comes out by an Identity of its own name with `_out` behind it.
     """
-    total = int(counts.sum())
-    if limit <= 0 or total == counts[0]:
-        return TensorRange(0.0, 0.0, 0.0)
-    centre = (np.arange(NUM_BINS) + 0.5) * (limit / NUM_BINS)
-    clips = limit * np.arange(1, NUM_CLIPS + 1) / NUM_CLIPS
-    weight = counts[1:].astype(np.float64)
-    errors = [float(np.dot(weight, _squared_error(centre, float(c)))) for c in clips]
-    best = int(np.argmin(errors))
-    clip = float(clips[best])
-    beyond = int(counts[1:][centre > clip].sum())
-    return TensorRange(float(limit), clip, beyond / total)
+    part = copy_model(model)
+    inputs = {value.name for value in model.graph.input}
+    made, wanted = producers(part.graph), list(names)
+    used: set[str] = set()
+    while wanted:
+        node = made.get(wanted.pop())
+        if node is not None and node.name not in used:
+            used.add(node.name)
+            wanted += node.input
+    nodes = [node for node in part.graph.node if node.name in used]
+    nodes += [helper.make_node("Identity", [n], [f"{n}_out"]) for n in names if n in inputs]
+    replace_nodes(part.graph, nodes)
+    del part.graph.output[:]
+    part.graph.output.extend(
+        helper.make_tensor_value_info(
+            f"{name}_out" if name in inputs else name, TensorProto.FLOAT, None
+        )
+        for name in names
+    )
+    return part
 
 
-def _squared_error(centre: NDArray[np.floating], clip: float) -> NDArray[np.floating]:
-    step = clip / LEVELS
-    inside = np.minimum(centre**2, step**2 / 12)
-    return np.where(centre > clip, (centre - clip) ** 2, inside)
+def run_all(session: Any, batches: Batches) -> Iterator[dict[str, NDArray[Any]]]:
+    """Yield the outputs for each image by name, one image at a time whatever the batches hold."""
+    inputs = {value.name: f"{value.name}_out" for value in session.get_inputs()}
+    for batch in batches():
+        for index in range(batch.shape[0]):
+            found = _run(session, batch[index : index + 1])
+            for name, copied in inputs.items():
+                if copied in found:
+                    found[name] = found.pop(copied)
+            yield found
 
 
-def _open(model: onnx.ModelProto) -> Any:
+def open_graph(model: onnx.ModelProto) -> Any:
+    """Return an ONNX Runtime session whose memory stays flat over images of many sizes."""
     runtime = require_onnxruntime()
     options = session_options()
     options.enable_mem_pattern = False  # Image sizes vary; a pattern per size would be kept.
     return runtime.InferenceSession(graph_bytes(model), options, providers=["CPUExecutionProvider"])
 
 
-def _run(session: Any, batch: NDArray[np.float32]) -> list[Any]:
-    found: list[Any] = session.run(None, {session.get_inputs()[0].name: batch})
-    return found
+def _run(session: Any, batch: NDArray[np.float32]) -> dict[str, NDArray[Any]]:
+    names = [value.name for value in session.get_outputs()]
+    found = session.run(names, {session.get_inputs()[0].name: batch})
+    return dict(zip(names, found, strict=True))

@@ -16,6 +16,7 @@ from numpy.typing import NDArray
 from onnx import numpy_helper
 from onnx.reference import ReferenceEvaluator
 
+from segdeploy.graph.pass_contract import PassContract
 from segdeploy.graph.proto import (
     copy_model,
     initializers,
@@ -25,6 +26,7 @@ from segdeploy.graph.proto import (
     to_array,
 )
 
+CONTRACT = PassContract("Constant folding")
 MAX_ELEMENTS = 2**24
 """A folded value is stored: a larger one (64 MiB) would cost more than it saves."""
 
@@ -47,7 +49,7 @@ def fold_constants(model: onnx.ModelProto) -> onnx.ModelProto:
             break
     _skip_identities(changed.graph)
     remove_unused(changed.graph)
-    return changed
+    return CONTRACT.check_after(model, changed)
 
 
 def _fold_once(model: onnx.ModelProto) -> bool:

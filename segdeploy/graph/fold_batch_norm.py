@@ -12,6 +12,7 @@ import onnx
 from numpy.typing import NDArray
 from onnx import numpy_helper
 
+from segdeploy.graph.pass_contract import PassContract
 from segdeploy.graph.proto import (
     attribute,
     consumers,
@@ -23,6 +24,7 @@ from segdeploy.graph.proto import (
     to_array,
 )
 
+CONTRACT = PassContract("BatchNorm folding")
 _CONVOLUTIONS = {"Conv": 0, "ConvTranspose": 1}  # Operator -> axis of the output channels.
 
 
@@ -50,7 +52,7 @@ def fold_batch_norm(model: onnx.ModelProto) -> onnx.ModelProto:
     replace_nodes(graph, kept)
     replace_initializers(graph, stored.values())
     del graph.value_info[:]
-    return changed
+    return CONTRACT.check_after(model, changed)
 
 
 def _can_fold(

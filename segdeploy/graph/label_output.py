@@ -12,8 +12,10 @@ from onnx import TensorProto, helper, numpy_helper
 
 from segdeploy.core.errors import BuildError
 from segdeploy.core.task import Task, label_dtype
-from segdeploy.graph.proto import check_graph, copy_model
+from segdeploy.graph.pass_contract import PassContract
+from segdeploy.graph.proto import copy_model
 
+CONTRACT = PassContract("The label output", changes_output=True)
 _Nodes = list[onnx.NodeProto]
 
 
@@ -55,7 +57,7 @@ def add_label_output(
         node.name = f"output_{node.output[0]}"
     graph.initializer.extend(_constants(nodes))
     graph.node.extend(nodes)
-    return check_graph(changed, "The label output")
+    return CONTRACT.check_after(model, changed)
 
 
 def _only_output(graph: onnx.GraphProto) -> onnx.ValueInfoProto:

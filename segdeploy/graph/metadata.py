@@ -14,8 +14,10 @@ import onnx
 from onnx import helper
 
 from segdeploy.core.files import canonical_json
+from segdeploy.graph.pass_contract import PassContract
 from segdeploy.graph.proto import copy_model
 
+CONTRACT = PassContract("Metadata")
 PREFIX = "segdeploy."
 
 
@@ -41,4 +43,4 @@ def set_metadata(model: onnx.ModelProto, facts: Mapping[str, Any]) -> onnx.Model
         text = value if isinstance(value, str) else canonical_json(value).decode()
         props[PREFIX + name] = text
     helper.set_model_props(named, dict(sorted(props.items())))
-    return named
+    return CONTRACT.check_after(model, named)

@@ -12,9 +12,11 @@ import onnx
 from onnx import helper, version_converter
 
 from segdeploy.core.errors import BuildError
+from segdeploy.graph.pass_contract import PassContract
 from segdeploy.graph.proto import copy_model, opset_version
 
 OPSET = 18
+CONTRACT = PassContract("The conversion of the opset", opset=OPSET, names_nodes=False)
 _ASYMMETRIC = 10  # Up to here there is no other way to sample.
 _IR_VERSION = 10
 

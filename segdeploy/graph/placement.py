@@ -1,35 +1,31 @@
-"""Where the int8 policy puts Q/DQ, read from the structure of a fp32 graph.
+"""Where a policy puts Q/DQ in a fp32 graph, and for each node what became of it and why.
 
-Convolutions take nearly all the time, so their inputs, weights and outputs are quantised, and what
-would break a chain of them (residual Add, MaxPool, Concat). Kept in float, each for its reason:
+A policy says what is wanted of a group; structure decides what is possible: a sum, a gate or a
+resize runs in int8 only between int8 neighbours, else it would cost borders and gain nothing. The
+output of an int8 convolution is quantised behind its Relu (or Clip from zero on), and before an
+activation that cannot be fused, unless the policy calls that activation `fused`.
 
-* the last classifier convolutions: their output is the decision, and they are small;
-* convolutions on pooled vectors (squeeze-excite, image pooling): no time to gain, and a gate that
-  is wrong by 1 % scales a whole channel. Their weights alone are int8: they are up to half of the
-  file (MobileNetV3), and rounding them per channel costs next to nothing;
-* HardSwish, HardSigmoid, Mul, Resize, ReduceMean: read float values, give float values.
-
-The output of a convolution is quantised before its activation only where the activation cannot be
-fused (HardSwish); after a Relu otherwise. What is quantised and what is not is independent of
-weights and calibration.
+What is quantised and what is not is independent of weights and calibration.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterable
-from dataclasses import dataclass
+from collections import Counter
+from dataclasses import asdict, dataclass
+from typing import Any
 
 import onnx
 
 from segdeploy.core.errors import BuildError
-from segdeploy.graph.proto import attribute, consumers, initializers, producers, to_array
+from segdeploy.graph.node_groups import CONVOLUTIONS, NodeGroups
+from segdeploy.graph.policy import DEFAULT, Policy, shipped_policy
 
-_CONVOLUTIONS = {"Conv": 0, "ConvTranspose": 1}  # Operator -> axis of the output channels.
-_POOLING = {"ReduceMean", "GlobalAveragePool", "ReduceMax", "GlobalMaxPool"}
-_POINTWISE = {
-    "Relu", "HardSwish", "HardSigmoid", "Sigmoid", "Clip", "Conv", "Mul", "Add", "Div", "Sub",
-    "Gemm", "Flatten", "Reshape", "Squeeze", "Unsqueeze",
-}  # fmt: skip
+_MEANING = {
+    "int8": "quantised",
+    "weights": "weights alone",
+    "float": "left in float",
+    "fused": "part of the convolution before it",
+}
 
 
 @dataclass(frozen=True)
@@ -41,83 +37,163 @@ class Weight:
 
 
 @dataclass(frozen=True)
+class NodeChoice:
+    """What became of one node; `choice` may be less than the policy asked for."""
+
+    node: str
+    operator: str
+    group: str
+    choice: str
+    reason: str
+
+
+@dataclass(frozen=True)
 class Placement:
     """Which tensors get Q/DQ.
 
     `activations` are quantised once, and `readers` (node names) of each read the quantised form;
-    None stands for all readers. `source` gives for a tensor that only moves values (MaxPool) the
-    tensor whose scale it shares.
+    None stands for all readers. `source` gives for a tensor that only moves values (MaxPool,
+    Resize) the tensor whose scale it shares. `borders` counts the Q and DQ between float and int8
+    regions, `float_activations` the operators that stand between int8 convolutions in float.
+    `grid` is the one of all activations.
     """
 
     activations: dict[str, frozenset[str] | None]
     weights: tuple[Weight, ...]
     source: dict[str, str]
+    nodes: tuple[NodeChoice, ...] = ()
+    borders: int = 0
+    float_activations: dict[str, int] | None = None
+    grid: str = "symmetric"
 
     @property
     def observed(self) -> tuple[str, ...]:
         """Tensors whose range calibration has to find."""
         return tuple(name for name in self.activations if name not in self.source)
 
+    def summary(self) -> dict[str, Any]:
+        """Return the counts: {groups: {group: {choice: n}}, borders, float_activations}."""
+        groups: dict[str, Counter[str]] = {}
+        for each in self.nodes:
+            groups.setdefault(each.group, Counter())[each.choice] += 1
+        return {
+            "groups": {group: dict(found) for group, found in sorted(groups.items())},
+            "borders": self.borders,
+            "float_activations": self.float_activations or {},
+            "activations": self.grid,
+        }
 
-def place_qdq(model: onnx.ModelProto) -> Placement:
-    """Return the placement for a plain fp32 graph.
+    def to_dict(self) -> dict[str, Any]:
+        """Return the counts and every node."""
+        return {**self.summary(), "nodes": [asdict(each) for each in self.nodes]}
+
+
+def place_qdq(model: onnx.ModelProto, policy: Policy | None = None) -> Placement:
+    """Return the placement for a plain fp32 graph, by the default policy where none is given.
 
     Raises:
         BuildError: If nodes have no unique names, or the graph has Q/DQ nodes already.
+        ConfigError: If an override of the policy does not fit its node.
     """
     names = [node.name for node in model.graph.node]
     if len(set(names)) < len(names) or not all(names):
         raise BuildError("Q/DQ placement needs a graph whose nodes have unique names.")
     if any(node.op_type in {"QuantizeLinear", "DequantizeLinear"} for node in model.graph.node):
         raise BuildError("The graph is quantised already.")
-    return _Placer(model.graph).place()
+    return _Placer(model.graph, policy or shipped_policy(DEFAULT)).place()
 
 
 class _Placer:
-    def __init__(self, graph: onnx.GraphProto) -> None:
-        self.graph = graph
-        self.made = producers(graph)
-        self.readers = consumers(graph)
-        self.stored = initializers(graph)
-        self.outputs = {value.name for value in graph.output}
-        self.pooled = _pooled_tensors(graph)
-        self.last = self._last_convolutions()
+    def __init__(self, graph: onnx.GraphProto, policy: Policy) -> None:
+        self.groups = NodeGroups(graph)
+        self.grid = policy.activations
+        self.nodes = [n for n in graph.node if n.name in self.groups.by_node]
+        self.wanted = {n.name: policy.choose(n.name, self._group(n)) for n in self.nodes}
+        self.refused: dict[str, str] = {}
         self.activations: dict[str, set[str] | None] = {}
         self.source: dict[str, str] = {}
         self.weights: list[Weight] = []
 
     def place(self) -> Placement:
-        for node in self.graph.node:
-            if not self._is_quantizable(node):
-                continue
-            self.weights.append(Weight(node.input[1], _CONVOLUTIONS[node.op_type]))
-            if node.input[0] not in self.pooled:
+        """Place convolutions, what joins their results, then what hands results on, backwards."""
+        for node in self.nodes:
+            if node.op_type in CONVOLUTIONS:
                 self._place_convolution(node)
-        for node in self.graph.node:
-            if node.op_type == "Add":
-                self._place_add(node)
-            elif node.op_type == "MaxPool":
-                self._place_max_pool(node)
-            elif node.op_type == "Concat":
-                self._place_concat(node)
-        frozen = {n: None if r is None else frozenset(r) for n, r in self.activations.items()}
-        return Placement(frozen, tuple(dict.fromkeys(self.weights)), self.source)
+        join = {
+            "residual": self._place_sum,
+            "residual_relu": self._place_sum,
+            "max_pool": self._place_max_pool,
+            "concat": self._place_concat,
+        }
+        hand_on = {
+            "gate": self._place_gate,
+            "resize": self._place_resize,
+            "hard_swish": self._place_activation,
+            "activation": self._place_activation,
+        }
+        for nodes, table in ((self.nodes, join), (self.nodes[::-1], hand_on)):
+            for node in nodes:
+                place = table.get(self._group(node))
+                if place is not None and self.wanted[node.name][0] == "int8":
+                    place(node)
+        return self._finished()
 
-    def _is_quantizable(self, node: onnx.NodeProto) -> bool:
-        if node.op_type not in _CONVOLUTIONS or node.input[1] not in self.stored:
-            return False
-        if node.op_type == "ConvTranspose" and attribute(node, "group", 1) != 1:
-            return False  # Its channels lie on two axes; no model here has one.
-        return node.name not in self.last
+    def _finished(self) -> Placement:
+        source = {name: self._root(name) for name in self.source}
+        frozen = {n: None if r is None else frozenset(r) for n, r in self.activations.items()}
+        choices = tuple(self._record(node) for node in self.nodes)
+        inside = {c.node for c in choices if c.choice in {"int8", "fused"}}
+        return Placement(
+            frozen,
+            tuple(dict.fromkeys(self.weights)),
+            source,
+            choices,
+            self._count_borders(inside),
+            self._count_float_activations(inside),
+            self.grid,
+        )
+
+    def _group(self, node: onnx.NodeProto) -> str:
+        return self.groups.by_node[node.name]
+
+    def _record(self, node: onnx.NodeProto) -> NodeChoice:
+        choice, reason = self.wanted[node.name]
+        if node.name in self.refused:
+            choice, reason = "float", self.refused[node.name]
+        return NodeChoice(
+            node.name, node.op_type, self._group(node), choice, reason or _MEANING[choice]
+        )
+
+    def _refuse(self, node: onnx.NodeProto, why: str) -> None:
+        self.refused[node.name] = why
+
+    def _root(self, name: str) -> str:
+        while name in self.source:
+            name = self.source[name]
+        return name
 
     def _place_convolution(self, node: onnx.NodeProto) -> None:
+        choice, _ = self.wanted[node.name]
+        if choice == "float":
+            return
+        self.weights.append(Weight(node.input[1], CONVOLUTIONS[node.op_type]))
+        if choice == "weights":
+            return
         self._read_quantized(node.input[0], node.name)
-        result = node.output[0]
-        following = self.readers.get(result, [])
-        if len(following) == 1 and following[0].op_type == "Relu" and result not in self.outputs:
-            result = following[0].output[0]
-        if result not in self.outputs:
-            self.activations[result] = None
+        if self._group(node) != "classifier":
+            result = self._settled(node.output[0])
+            if result not in self.groups.outputs:
+                self.activations[result] = None
+
+    def _settled(self, name: str) -> str:
+        """Return the tensor that a convolution gives with what is fused into it."""
+        behind = self.groups.clipped(name)
+        following = self.groups.readers.get(name, [])
+        if behind == name and len(following) == 1 and name not in self.groups.outputs:
+            (reader,) = following
+            if self.wanted.get(reader.name, ("", ""))[0] == "fused":
+                return str(reader.output[0])
+        return behind
 
     def _read_quantized(self, name: str, reader: str) -> None:
         known = self.activations.setdefault(name, set())
@@ -127,60 +203,106 @@ class _Placer:
     def _is_quantized(self, name: str) -> bool:
         return name in self.activations
 
-    def _place_add(self, node: onnx.NodeProto) -> None:
-        """A residual sum of two quantised maps, itself read by a convolution."""
-        if not all(self._is_quantized(n) for n in [*node.input, *node.output]):
-            return
+    def _place_gate(self, node: onnx.NodeProto) -> None:
+        if not self._is_quantized(node.output[0]):
+            return self._refuse(node, "its result is read in float")
         for name in node.input:
             self._read_quantized(name, node.name)
         self.activations[node.output[0]] = None
+        return None
 
-    def _place_max_pool(self, node: onnx.NodeProto) -> None:
-        if self._is_quantized(node.input[0]) and self._is_quantized(node.output[0]):
-            self._read_quantized(node.input[0], node.name)
-            self.source[node.output[0]] = node.input[0]
-
-    def _place_concat(self, node: onnx.NodeProto) -> None:
-        result = node.output[0]
-        if not self._is_quantized(result) or any(n in self.stored for n in node.input):
-            return
+    def _place_sum(self, node: onnx.NodeProto) -> None:
+        """A residual sum of two quantised maps, itself read by a convolution."""
+        result = self.groups.clipped(node.output[0])
+        if not self._is_quantized(result):
+            return self._refuse(node, "its result is read in float")
+        if not all(self._is_quantized(name) for name in node.input):
+            return self._refuse(node, "one of its inputs is float")
         for name in node.input:
             self._read_quantized(name, node.name)
+        self.activations[result] = None
+        return None
 
-    def _last_convolutions(self) -> set[str]:
-        """Names of convolutions after which no other convolution follows on the way out."""
-        found: set[str] = set()
-        seen: set[str] = set()
-        waiting = list(self.outputs)
-        while waiting:
-            node = self.made.get(waiting.pop())
-            if node is None or node.name in seen:
+    def _place_max_pool(self, node: onnx.NodeProto) -> None:
+        if not self._is_quantized(node.input[0]):
+            return self._refuse(node, "its input is float")
+        if not self._is_quantized(node.output[0]):
+            return self._refuse(node, "its result is read in float")
+        self._read_quantized(node.input[0], node.name)
+        self.source[node.output[0]] = node.input[0]
+        return None
+
+    def _place_concat(self, node: onnx.NodeProto) -> None:
+        if not self._is_quantized(node.output[0]):
+            return self._refuse(node, "its result is read in float")
+        for name in node.input:
+            self._read_quantized(name, node.name)
+        return None
+
+    def _place_resize(self, node: onnx.NodeProto) -> None:
+        """Interpolation stays within the range of its input, so both share a scale."""
+        result = node.output[0]
+        if not self._is_quantized(result):
+            return self._refuse(node, "its result is read in float")
+        if not _keeps_range(node):
+            return self._refuse(node, "its values may leave the range of its input")
+        self._read_quantized(node.input[0], node.name)
+        self.activations[result] = None
+        self.source[result] = node.input[0]
+        return None
+
+    def _place_activation(self, node: onnx.NodeProto) -> None:
+        if not self._is_quantized(node.output[0]):
+            return self._refuse(node, "its result is read in float")
+        self._read_quantized(node.input[0], node.name)
+        self.activations[node.output[0]] = None
+        return None
+
+    def _count_borders(self, inside: set[str]) -> int:
+        """Count the Q whose value comes from float and the DQ that a float node reads."""
+        count = 0
+        for name, chosen in self.activations.items():
+            maker = self._maker(name)
+            readers = [r for r in self.groups.readers.get(name, []) if self._reads(r, chosen)]
+            count += maker not in inside
+            count += any(reader.name not in inside for reader in readers)
+        return count
+
+    @staticmethod
+    def _reads(node: onnx.NodeProto, chosen: set[str] | None) -> bool:
+        return chosen is None or node.name in chosen
+
+    def _maker(self, name: str) -> str | None:
+        """Return the node that makes a tensor, looking through what is fused into it."""
+        node = self.groups.made.get(name)
+        while node is not None and (
+            self.groups.is_relu(node) or self.wanted.get(node.name, ("", ""))[0] == "fused"
+        ):
+            before = self.groups.made.get(node.input[0])
+            if before is None or len(self.groups.readers[node.input[0]]) > 1:
+                break
+            node = before
+        return None if node is None else node.name
+
+    def _count_float_activations(self, inside: set[str]) -> dict[str, int]:
+        """Count float operators that read a DQ or feed a Q: each keeps int8 regions apart."""
+        found: Counter[str] = Counter()
+        for node in self.groups.graph.node:
+            if node.name in inside or node.op_type in CONVOLUTIONS or self.groups.is_relu(node):
                 continue
-            seen.add(node.name)
-            if node.op_type in _CONVOLUTIONS:
-                found.add(node.name)
-            else:
-                waiting.extend(n for n in node.input if n and n not in self.stored)
-        return found
+            reads = any(
+                name in self.activations and self._reads(node, self.activations[name])
+                for name in node.input
+            )
+            feeds = any(self._is_quantized(name) for name in node.output)
+            if (reads or feeds) and node.op_type != "Shape":
+                found[node.op_type] += 1
+        return dict(sorted(found.items()))
 
 
-def _pooled_tensors(graph: onnx.GraphProto) -> set[str]:
-    """Return tensors of spatial size 1 x 1: what global pooling gives, until it is broadcast."""
-    pooled: set[str] = set()
-    stored = initializers(graph)
-    for node in graph.node:
-        inputs = [n for n in node.input if n and n not in stored]
-        is_pooling = node.op_type in _POOLING and _reduces_both(node, stored)
-        carries = node.op_type in _POINTWISE and inputs and all(n in pooled for n in inputs)
-        if is_pooling or carries:
-            pooled.update(node.output)
-    return pooled
-
-
-def _reduces_both(node: onnx.NodeProto, stored: dict[str, onnx.TensorProto]) -> bool:
-    if node.op_type.startswith("Global"):
-        return True
-    axes: Iterable[int] = attribute(node, "axes", ())
-    if len(node.input) > 1 and node.input[1] in stored:
-        axes = to_array(stored[node.input[1]]).ravel().tolist()
-    return {axis % 4 for axis in axes} >= {2, 3}
+def _keeps_range(node: onnx.NodeProto) -> bool:
+    """Return whether a Resize or Pad gives nothing outside the range of its input and zero."""
+    modes = {a.name: onnx.helper.get_attribute_value(a) for a in node.attribute}
+    if node.op_type == "Pad":
+        return modes.get("mode", b"constant") != b"constant" or len(node.input) < 3
+    return modes.get("mode", b"nearest") in {b"nearest", b"linear", b"bilinear"}

@@ -1,8 +1,10 @@
-"""Insert Q/DQ pairs: int8 as nodes of the graph, by rules that TensorRT's parser accepts.
+"""Insert Q/DQ pairs: int8 as nodes of the graph.
 
-Activations are symmetric int8 with zero point 0 and one scale; weights are stored as int8 with one
-scale per output channel; biases stay float32 (TensorRT refuses int32 there; ONNX Runtime quantises
-them itself). Nothing is uint8. ONNX Runtime fuses DQ -> Conv -> Q into QLinearConv.
+Weights are stored as int8 with one scale per output channel; biases stay float32 (TensorRT refuses
+int32 there; ONNX Runtime quantises them itself). Activations have one scale a tensor, on the grid
+that the placement says: symmetric int8 with zero point 0, which every runtime takes, or asymmetric
+uint8, whose 255 steps all lie where the values are. ONNX Runtime fuses DQ -> Conv -> Q into
+QLinearConv.
 
 A graph that `cast_to_fp16` will cast afterwards needs scales that float16 can hold: they are
 rounded before anything is quantised by them (`scale_type`), so that the cast changes no scale and
@@ -19,14 +21,13 @@ from numpy.typing import NDArray
 from onnx import helper, numpy_helper
 
 from segdeploy.core.errors import BuildError
-from segdeploy.graph.calibrate import LEVELS, TensorRange
+from segdeploy.graph.clipping import LEVELS, TensorRange
+from segdeploy.graph.pass_contract import Need, PassContract
 from segdeploy.graph.placement import Placement, Weight
 from segdeploy.graph.proto import (
-    check_graph,
     consumers,
     copy_model,
     initializers,
-    refuse_subgraphs,
     rename_input,
     replace_initializers,
     replace_nodes,
@@ -37,6 +38,9 @@ ScaleType = type[np.float32] | type[np.float16]
 
 _ZERO = "int8_zero_point"
 _BIAS_LIMIT = 2.0**30  # A bias in units of its int32 grid must stay well inside int32.
+
+
+CONTRACT = PassContract("Q/DQ insertion", frozenset({Need.FLAT, Need.FLOAT, Need.NAMED}))
 
 
 def insert_qdq(
@@ -57,15 +61,14 @@ def insert_qdq(
         BuildError: If the graph has control flow, a placed tensor has no range, or a scale exceeds
             float16.
     """
-    refuse_subgraphs(model, "Q/DQ insertion")
+    CONTRACT.check_before(model)
     missing = [name for name in placement.observed if name not in ranges]
     if missing:
         raise BuildError(f"The calibration has no range for {', '.join(missing[:5])}.")
     quantized = copy_model(model)
-    scales = {n: ranges[placement.source.get(n, n)].scale for n in placement.activations}
-    _QdqInsertion(quantized.graph, placement, scales, scale_type).apply()
+    _QdqInsertion(quantized.graph, placement, ranges, scale_type).apply()
     del quantized.graph.value_info[:]
-    return check_graph(quantized, "Q/DQ insertion")
+    return CONTRACT.check_after(model, quantized)
 
 
 class _QdqInsertion:
@@ -73,18 +76,19 @@ class _QdqInsertion:
         self,
         graph: onnx.GraphProto,
         placement: Placement,
-        scales: Mapping[str, float],
+        ranges: Mapping[str, TensorRange],
         scale_type: ScaleType,
     ) -> None:
         self.graph = graph
         self.placement = placement
-        self.scales = scales
+        self.is_symmetric = placement.grid == "symmetric"
+        self.ranges = {n: ranges[placement.source.get(n, n)] for n in placement.activations}
+        self.scales = {n: self._scale(found) for n, found in self.ranges.items()}
         self.scale_type = scale_type
         self.stored = initializers(graph)
         self.added: dict[str, onnx.TensorProto] = {}
 
     def apply(self) -> None:
-        self._add(_ZERO, np.asarray(0, np.int8))
         readers = consumers(self.graph)
         weights = [
             node for w in self.placement.weights for node in self._quantize_weight(w, readers)
@@ -107,16 +111,26 @@ class _QdqInsertion:
         if name not in self.placement.activations:
             return []
         step = round_scales(np.asarray(self.scales[name], np.float32), self.scale_type, name)
-        scale = self._add(f"{name}_scale", step)
+        grid = [self._add(f"{name}_scale", step), self._zero_point(name, float(step))]
         return [
             helper.make_node(
-                "QuantizeLinear", [name, scale, _ZERO], [f"{name}_q"], name=f"{name}_quantize"
+                "QuantizeLinear", [name, *grid], [f"{name}_q"], name=f"{name}_quantize"
             ),
             helper.make_node(
-                "DequantizeLinear", [f"{name}_q", scale, _ZERO], [f"{name}_dq"],
+                "DequantizeLinear", [f"{name}_q", *grid], [f"{name}_dq"],
                 name=f"{name}_dequantize",
             ),
         ]  # fmt: skip
+
+    def _scale(self, found: TensorRange) -> float:
+        return found.scale if self.is_symmetric else found.bytes.scale
+
+    def _zero_point(self, name: str, step: float) -> str:
+        """Return the stored zero point of a tensor's grid; equal ones are one."""
+        if self.is_symmetric:
+            return self._add(_ZERO, np.asarray(0, np.int8))
+        whole = np.clip(np.rint(-self.ranges[name].bytes.low / step), 0, 255).astype(np.uint8)
+        return self._add(f"uint8_zero_point_{whole}", whole)
 
     def _quantize_weight(
         self, weight: Weight, readers: Mapping[str, list[onnx.NodeProto]]

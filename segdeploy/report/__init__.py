@@ -6,6 +6,6 @@ report(Path("runs/demo"))  # runs/demo/report.html, and report.md beside it
 
 from __future__ import annotations
 
-from segdeploy.report.write import report
+from segdeploy.report.write import report, write_report
 
-__all__ = ["report"]
+__all__ = ["report", "write_report"]

@@ -14,10 +14,11 @@ from typing import Any
 from segdeploy.core.errors import ArtifactError
 from segdeploy.core.folder import MANIFEST, Checkpoint, ModelFolder, load_folder
 from segdeploy.core.manifest import Manifest
-from segdeploy.report.documents import Document, first_line, read_document
+from segdeploy.report.documents import Document, first_line, is_number, read_document
 from segdeploy.report.pictures import ALL, FEW, Picture, read_pictures
 from segdeploy.report.quality import Quality, read_quality
 from segdeploy.report.runlog import Training, read_training
+from segdeploy.report.worth import median_interval
 
 _MOST_PROBLEMS = 40
 _PRECISIONS = ("fp32", "bf16", "fp16", "int8")
@@ -25,9 +26,13 @@ _PRECISIONS = ("fp32", "bf16", "fp16", "int8")
 
 @dataclass(frozen=True)
 class Cost:
-    """What `bench` found; `ratio` is to eager PyTorch, None where they cannot be compared."""
+    """What `bench` found; `ratio` is to eager PyTorch, None where they cannot be compared.
+
+    `interval_ms` is of the median, from its samples.
+    """
 
     p50_ms: float | None = None
+    interval_ms: tuple[float, float] | None = None
     p90_ms: float | None = None
     throughput_img_s: float | None = None
     peak_memory_mib: float | None = None
@@ -158,6 +163,7 @@ def _read_cost(found: Document, eager: Document | None) -> Cost:
         is_same_run = len(runs) == 1 and None not in runs
     return Cost(
         p50_ms=p50,
+        interval_ms=median_interval([s for s in found.items("samples_ms") if is_number(s)]),
         p90_ms=found.number("latency_ms", "p90"),
         throughput_img_s=found.number("throughput_img_s"),
         peak_memory_mib=found.number("peak_memory_mib"),

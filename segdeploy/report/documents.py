@@ -64,6 +64,11 @@ def _is_odd(value: Any, kind: type | tuple[type, ...]) -> bool:
     return isinstance(value, bool) and kind == (int, float)
 
 
+def is_number(value: Any) -> bool:
+    """Return whether a value of a document is a finite number."""
+    return _finite(value) is not None
+
+
 def _finite(value: Any) -> float | None:
     """Return a number as float; None for anything else, and for what no float can hold."""
     if isinstance(value, bool) or not isinstance(value, int | float):

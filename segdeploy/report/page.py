@@ -9,6 +9,7 @@ from typing import Any
 
 from segdeploy.report.classes import render_classes
 from segdeploy.report.collect import Row, RunSummary
+from segdeploy.report.comparison import render_worth
 from segdeploy.report.confusion import render_confusions
 from segdeploy.report.fragments import folded, shots
 from segdeploy.report.pictures import Picture
@@ -25,7 +26,8 @@ def render_page(summary: RunSummary, made: str) -> str:
     """Return the whole page; `made` says by what and when."""
     parts = [
         _header(summary), _tiles(summary.rows), _problems(summary), _targets(summary),
-        _charts(summary.rows), _scores(summary.rows), render_classes(summary.rows),
+        render_worth(summary.rows), _charts(summary.rows), _scores(summary.rows),
+        render_classes(summary.rows),
         render_confusions(summary.rows), _pictures(summary.rows),
         render_training(summary.training), _environment(summary.rows),
     ]  # fmt: skip

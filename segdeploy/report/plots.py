@@ -1,4 +1,4 @@
-"""Inline SVG line plots: no script, no font, no colour of their own (CSS classes l0, l1, ...)."""
+"""Inline SVG plots: no script, no font, no colour of their own (CSS classes l0, d0, ...)."""
 
 from __future__ import annotations
 
@@ -39,6 +39,72 @@ def line_plot(title: str, series: Sequence[Series], *, from_zero: bool = False) 
         f'<figure class="plot"><figcaption><b>{escape(title)}</b>{legend}</figcaption>'
         f'<svg viewBox="0 0 {_WIDTH} {_HEIGHT}" role="img" aria-label="{escape(title)}">'
         f"{''.join(parts)}</svg></figure>"
+    )
+
+
+@dataclass(frozen=True)
+class Dot:
+    """One point of a scatter plot; `weight` gives its area, a faint one has its name as a hint."""
+
+    name: str
+    x: float
+    y: float
+    weight: float
+    color: int = 0
+    is_faint: bool = False
+
+
+def scatter_plot(title: str, axes: str, dots: Sequence[Dot]) -> str:
+    """Return a figure of dots with their names; `axes` says what x, y and area are."""
+    if not dots:
+        return ""
+    x_axis = _Axis.around([0.0, *(dot.x for dot in dots)], (_LEFT, _WIDTH - _RIGHT))
+    y_axis = _Axis.around([dot.y for dot in dots], (_HEIGHT - _BOTTOM, _TOP))
+    largest = max(dot.weight for dot in dots) or 1.0
+    parts = _grid(x_axis, y_axis)
+    placed: list[tuple[float, float, float]] = []
+    for dot in sorted(dots, key=lambda dot: (not dot.is_faint, -dot.weight)):
+        x, y = x_axis.place(dot.x), y_axis.place(dot.y)
+        radius = max(3.0, _RADIUS * math.sqrt(dot.weight / largest))
+        faint = " ghost" * dot.is_faint
+        parts.append(
+            f'<circle class="dot d{dot.color}{faint}" cx="{x:.1f}" cy="{y:.1f}" r="{radius:.1f}">'
+            f"<title>{escape(dot.name)}</title></circle>"
+        )
+        if not dot.is_faint:
+            parts.append(_name(dot.name, x, y, radius, placed))
+    return (
+        f'<figure class="plot"><figcaption><b>{escape(title)}</b><span>{escape(axes)}</span>'
+        f'</figcaption><svg viewBox="0 0 {_WIDTH} {_HEIGHT}" role="img" '
+        f'aria-label="{escape(title)}">{"".join(parts)}</svg></figure>'
+    )
+
+
+_RADIUS = 11.0
+_LINE, _LETTER = 11.0, 5.6  # Height and usual width of a letter of the plot's text.
+
+
+def _name(
+    name: str, x: float, y: float, radius: float, placed: list[tuple[float, float, float]]
+) -> str:
+    """Return a name beside its dot, moved up or down until it covers no other."""
+    width = _LETTER * len(name)
+    is_left = x + radius + width > _WIDTH
+    start = x - radius - 4 - width if is_left else x + radius + 4
+    steps = (sign * step for step in range(12) for sign in (1, -1))
+    free = (y + _LINE * step / 2 for step in steps)
+    line = next((at for at in free if _is_free(start, width, at, placed)), y)
+    placed.append((start, width, line))
+    anchor, at = ("end", start + width) if is_left else ("start", start)
+    return f'<text x="{at:.1f}" y="{line + 3.5:.1f}" text-anchor="{anchor}">{escape(name)}</text>'
+
+
+def _is_free(
+    start: float, width: float, line: float, placed: Sequence[tuple[float, float, float]]
+) -> bool:
+    return _TOP <= line <= _HEIGHT - _BOTTOM and not any(
+        abs(line - other) < _LINE and start < left + wide and left < start + width
+        for left, wide, other in placed
     )
 
 

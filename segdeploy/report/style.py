@@ -87,7 +87,8 @@ figcaption span { color:var(--soft); } figcaption i { display:inline-block; widt
 polyline { fill:none; stroke-width:2; stroke-linejoin:round; stroke-linecap:round; }
 .faint { opacity:.4; stroke-width:1; }
 .l0{stroke:var(--c0)} .l1{stroke:var(--c1)} .l2{stroke:var(--c2)} .d0{fill:var(--c0)}
-  .d1{fill:var(--c1)} .d2{fill:var(--c2)}
+  .d1{fill:var(--c1)} .d2{fill:var(--c2)} .d5{fill:var(--c5)}
+.dot { opacity:.85; } .dot.ghost { opacity:.3; }
 .b0{background:var(--c0)} .b1{background:var(--c1)} .b2{background:var(--c2)}
   .b3{background:var(--c3)} .b4{background:var(--c4)} .b5{background:var(--c5)}
 .shots { display:grid; grid-template-columns:repeat(auto-fit,minmax(min(100%,440px),1fr));
@@ -97,6 +98,8 @@ polyline { fill:none; stroke-width:2; stroke-linejoin:round; stroke-linecap:roun
 .shots img { width:100%; height:auto; display:block; border-radius:4px; }
   .shots figcaption { margin:8px 2px 0; overflow-wrap:anywhere; }
 .wrap thead th { white-space:normal; vertical-align:bottom; }
+.says td:last-child { text-align:left; white-space:normal; min-width:300px; }
+.says thead th:last-child { text-align:left; }
 .shots.small figure { display:flex; flex-direction:column-reverse; justify-content:flex-end; }
 .shots.small figcaption { margin:0 2px 8px; }
 .shots.small { grid-template-columns:repeat(auto-fit,minmax(min(100%,240px),1fr)); }

@@ -6,6 +6,7 @@ import re
 from collections.abc import Collection, Sequence
 
 from segdeploy.report.collect import Row, RunSummary
+from segdeploy.report.comparison import find_worth
 
 HEADINGS = (
     "target", "verdict", "size MiB", "p50 ms", "p90 ms", "/ eager", "img/s", "peak MiB", "mIoU",
@@ -82,6 +83,7 @@ def notes(summary: RunSummary) -> list[str]:
         texts.append("* measured in another run than eager PyTorch: less certain.")
     if any(row.name.startswith("onnx-fp16") for row in summary.rows):
         texts.append("fp16 ONNX is meant for GPUs and NPUs; on a CPU it is slow.")
+    texts += [f"{row.name}: {why}" for row in summary.rows if (why := _why_this_output(row))]
     texts += [
         f"{row.name}: scored with {row.quality.views}" for row in summary.rows if row.quality.views
     ]
@@ -90,6 +92,13 @@ def notes(summary: RunSummary) -> list[str]:
         known = warnings if isinstance(warnings, list) else []
         texts += [f"{row.name}: {warning}" for warning in known]
     return _merged(texts, {row.name for row in summary.rows})
+
+
+def _why_this_output(row: Row) -> str | None:
+    """Return why `export --output auto` gave it its output."""
+    choice = row.manifest.options.get("output_auto")
+    why = choice.get("why") if isinstance(choice, dict) else None
+    return why if isinstance(why, str) else None
 
 
 def _merged(texts: Sequence[str], names: Collection[str]) -> list[str]:
@@ -132,6 +141,10 @@ def render_markdown(summary: RunSummary) -> str:
     if found := data_sets(summary):
         lines.append(f"mIoU: {escape_markdown('; '.join(found))}; Δ to the checkpoint.  ")
     lines += [f"- {escape_markdown(text)}" for text in notes(summary)]
+    lines += [
+        f"- **{escape_markdown(one.name)}**: {escape_markdown(one.advice)}"
+        for one in find_worth(summary.rows)
+    ]
     for row in summary.rows:
         owner = escape_markdown(row.name)
         lines += [f"- **{owner}** broke {escape_markdown(text)}" for text in row.closeness.failures]

@@ -8,7 +8,7 @@ wrong mean or channel order in a manifest is a fault that shows.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 
 import numpy as np
@@ -25,6 +25,7 @@ from segdeploy.core.preprocess import (
     resize_image,
 )
 from segdeploy.data import open_dataset
+from segdeploy.data.apart import check_apart, read_calibrated
 
 Batch = NDArray[np.uint8]
 
@@ -55,7 +56,7 @@ def plan_cases(folder: Artifact, data: str | None, num_images: int) -> list[Case
 
     Raises:
         ConfigError: If `num_images` is not positive.
-        DataError: If the data set cannot be opened.
+        DataError: If the data set cannot be opened. Reading a case: if an image calibrated it.
     """
     if num_images < 1:
         raise ConfigError(f"At least one image is needed, asked for {num_images}.")
@@ -63,7 +64,7 @@ def plan_cases(folder: Artifact, data: str | None, num_images: int) -> list[Case
     batch, height, width = input_size(manifest)
     static = (height, width) if height and width else None
     size = static or manifest.design_size or DEFAULT_SIZE
-    images = _Images(data, size, num_images)
+    images = _Images(data, size, num_images, read_calibrated(folder.path))
     usual = manifest.bounds.usual if manifest.bounds else static
     own = _own_size(images, manifest.preprocess, usual, batch or 1)
     cases = [Case("images", images.source, own)]
@@ -102,7 +103,14 @@ def feed(batch: Batch, manifest: Manifest) -> NDArray[np.float32] | NDArray[np.u
 class _Images:
     """A few images of a data set, evenly spread over it."""
 
-    def __init__(self, data: str | None, size: tuple[int, int], count: int) -> None:
+    def __init__(
+        self,
+        data: str | None,
+        size: tuple[int, int],
+        count: int,
+        calibrated: Mapping[str, str],
+    ) -> None:
+        self._calibrated = calibrated
         height, width = (max(_SMALLEST_SIDE, side) for side in size)
         self._dataset = open_dataset(data or f"synthetic:{height}x{width}", "val")
         self.source = self._dataset.name
@@ -110,7 +118,8 @@ class _Images:
         self.indices = np.linspace(0, len(self._dataset) - 1, count).round().astype(int).tolist()
 
     def __getitem__(self, position: int) -> Batch:
-        return self._dataset[self.indices[position % len(self.indices)]].image
+        sample = self._dataset[self.indices[position % len(self.indices)]]
+        return check_apart(sample, self.source, self._calibrated).image
 
     def __len__(self) -> int:
         return len(self.indices)

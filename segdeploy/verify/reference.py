@@ -24,6 +24,7 @@ from segdeploy.core.task import Task, decision_margin
 from segdeploy.frameworks.torch import require_torch
 from segdeploy.metrics import FlipCount
 from segdeploy.metrics.flips import decision_names
+from segdeploy.upsampling import LOW_LOGITS, Upsampler
 from segdeploy.verify.cases import Batch, Case, feed
 
 if TYPE_CHECKING:
@@ -47,6 +48,12 @@ class Runner:
     def run(self, batch: Batch) -> dict[str, Array]:
         """Return the outputs by name."""
         return self.session.run(feed(batch, self.manifest))
+
+    def complete(self, found: dict[str, Array], batch: Batch) -> dict[str, Array]:
+        """Return the outputs with logits of full resolution in place of low ones."""
+        if LOW_LOGITS not in found:
+            return found
+        return Upsampler.of(self.manifest).complete(found, (batch.shape[1], batch.shape[2]))
 
 
 def find_reference(folder: Artifact) -> ModelFolder:

@@ -31,6 +31,7 @@ from segdeploy.metrics import FlipCount
 from segdeploy.metrics.flips import decision_names
 from segdeploy.verify.cases import Case, plan_cases
 from segdeploy.verify.compare import CaseCount, compare_cases, has_sound_logits
+from segdeploy.verify.cure import find_cure
 from segdeploy.verify.judge import find_tolerance, judge
 from segdeploy.verify.lineage import differing_facts
 from segdeploy.verify.reference import (
@@ -140,6 +141,7 @@ def compare_folders(
         failures=failures,
         cases=[c.to_dict() for c in counts],
         hops=hops,
+        hint=find_cure(manifest, failures),
     )
 
 

@@ -23,9 +23,11 @@ from segdeploy.export import (
     NUM_CALIBRATION_IMAGES,
     ExportOutcome,
     ForeignOptions,
+    Int8Options,
     Size,
     export,
 )
+from segdeploy.graph.policy import DEFAULT
 
 
 @dataclass(frozen=True)
@@ -48,6 +50,8 @@ def export_and_verify(
     *,
     calibration: str | None = None,
     num_calibration_images: int = NUM_CALIBRATION_IMAGES,
+    int8_options: Int8Options | None = None,
+    int8_policy: str = DEFAULT,
     io: IoContract | None = None,
     size: Size = None,
     max_batch: int = 1,
@@ -73,6 +77,8 @@ def export_and_verify(
         out: The run folder.
         calibration: Data set whose train split chooses int8 ranges.
         num_calibration_images: How many of its images.
+        int8_options: How ranges are chosen.
+        int8_policy: `default`, `all`, or a TOML file.
         io: Input and output contract.
         size: Fixed (H, W), bounds of sizes, or None for dynamic shapes.
         max_batch: Largest batch of a format that is built for a range.
@@ -100,6 +106,8 @@ def export_and_verify(
         out,
         calibration=calibration,
         num_calibration_images=num_calibration_images,
+        int8_options=int8_options,
+        int8_policy=int8_policy,
         io=io,
         size=size,
         max_batch=max_batch,

@@ -248,7 +248,7 @@ def test_no_node_of_the_core_six_is_left_in_float32_by_accident(model: str, tmp_
     plain = load_graph(made[0].path / "model.onnx")
     images = open_calibration("synthetic:96x128", 2)
     for precision in (Precision.FP16, Precision.INT8):
-        graph = convert_precision(
+        graph, _ = convert_precision(
             plain, precision, lambda: find_ranges(plain, images, PreprocessSpec(), None),
             Precision.FP16,
         )  # fmt: skip

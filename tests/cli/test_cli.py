@@ -164,3 +164,26 @@ def test_help_and_list_load_no_framework(arguments: list[str]) -> None:
     ).replace("ARGS", repr(arguments))
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stderr
+
+
+@pytest.mark.parametrize(
+    ("arguments", "kind", "code"),
+    [
+        (["bench", "nowhere"], "ArtifactError", 2),
+        (["export", "nowhere", "--target", "onnx-fp32", "--out", "run"], "ArtifactError", 2),
+        (["list", "sizes"], "UsageError", 2),
+        (["verify"], "UsageError", 2),
+        (["bench", "nowhere", "--size", "big"], "ConfigError", 2),
+    ],
+)
+def test_an_error_is_the_json_document_of_a_command_without_a_result(
+    cli: Run, arguments: list[str], kind: str, code: int
+) -> None:
+    found, out, err = cli(*arguments, "--json")
+    document = json.loads(out)
+    assert found == code
+    assert document["error"]["kind"] == kind
+    assert document["error"]["exit_code"] == code
+    assert document["error"]["message"] in " ".join(err.split()) or kind == "UsageError"
+    _, plain, _ = cli(*arguments)
+    assert plain == ""

@@ -93,5 +93,5 @@ def test_bad_input_exits_2(
     capsys: pytest.CaptureFixture[str],
 ) -> None:
     assert _call(monkeypatch, str(checkpoint), *arguments, "--json") == 2
-    assert capsys.readouterr().out == ""
+    assert json.loads(capsys.readouterr().out)["error"]["exit_code"] == 2
     assert not (checkpoint / "eval.json").exists()

@@ -18,6 +18,8 @@ DATA = "synthetic:64x80"
 class _Verdict:
     """Stands for the verify stage: fails torchscript, and writes down what it was asked."""
 
+    hint = ""
+
     def __init__(self) -> None:
         self.asked: list[tuple[str, str | None]] = []
 
@@ -124,6 +126,6 @@ def test_command_exits_2_on_what_the_user_can_fix(
     captured = capsys.readouterr()
     assert code == 2
     assert says in captured.err
-    assert not captured.out
+    assert json.loads(captured.out)["error"]["exit_code"] == 2
     assert "Traceback" not in captured.err
     assert not (tmp_path / "run").exists()

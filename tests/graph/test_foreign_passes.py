@@ -40,6 +40,9 @@ def graph_of(
     )  # fmt: skip
     model = helper.make_model(graph, opset_imports=[helper.make_opsetid("", 18)])
     model.ir_version = 8
+    typed = onnx.shape_inference.infer_shapes(model).graph.output  # A pass checks what it gets.
+    for value, found in zip(model.graph.output, typed, strict=True):
+        value.CopyFrom(found)
     return model
 
 

@@ -10,7 +10,8 @@ from numpy.typing import NDArray
 from onnx import TensorProto, helper, numpy_helper
 
 from segdeploy.core.errors import BuildError
-from segdeploy.graph.calibrate import TensorRange, calibrate
+from segdeploy.graph.calibrate import calibrate
+from segdeploy.graph.clipping import TensorRange
 from segdeploy.graph.fp16 import cast_to_fp16, float32_nodes
 from segdeploy.graph.placement import place_qdq
 from segdeploy.graph.proto import element_types, opset_version

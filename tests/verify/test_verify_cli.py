@@ -63,7 +63,7 @@ def test_bad_input_exits_2(
 ) -> None:
     assert _call(monkeypatch, str(run.checkpoint.path), "--json") == 2
     captured = capsys.readouterr()
-    assert captured.out == ""
+    assert json.loads(captured.out)["error"]["kind"] == "ArtifactError"
     assert "is a checkpoint" in captured.err
 
 

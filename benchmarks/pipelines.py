@@ -1,0 +1,226 @@
+"""Ways from a decoded uint8 image to its label map, each in a process of its own.
+
+`Race` runs several in turn: blocks in ABBA order, one pipeline at work at a time, the first call of
+a block thrown away. A pipeline is a function (options, image) -> call, where the call returns the
+label map (H, W); `PIPELINES` names them. Started as a module, this file is the child.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from contextlib import ExitStack
+from pathlib import Path
+from typing import Any, Self
+
+import numpy as np
+from numpy.typing import NDArray
+
+from segdeploy.core.child import Array, Child, Worker, child_environment
+
+Image = NDArray[np.uint8]
+Call = Callable[[], NDArray[Any]]
+Options = Mapping[str, Any]
+MEAN = np.array([0.485, 0.456, 0.406], np.float32)
+STD = np.array([0.229, 0.224, 0.225], np.float32)
+
+
+def tutorial_onnxruntime(options: Options, image: Image) -> Call:
+    """Return what tutorials do: NumPy normalise, ONNX Runtime fp32 to logits, NumPy argmax."""
+    import onnxruntime
+
+    settings = onnxruntime.SessionOptions()
+    settings.intra_op_num_threads = options["threads"]
+    session = onnxruntime.InferenceSession(
+        options["path"], settings, providers=["CPUExecutionProvider"]
+    )
+    name = session.get_inputs()[0].name
+
+    def call() -> NDArray[Any]:
+        pixels = (image.astype(np.float32) / 255.0 - MEAN) / STD
+        batch = np.ascontiguousarray(pixels.transpose(2, 0, 1)[None])
+        logits = session.run(None, {name: batch})[0]
+        return np.asarray(logits.argmax(axis=1)[0].astype(np.uint8))
+
+    return call
+
+
+def expert_openvino(options: Options, image: Image) -> Call:
+    """Return the best that OpenVINO's documentation leads to: all in one compiled graph.
+
+    PrePostProcessor in front (uint8 NHWC, mean and scale), argmax behind, latency hint.
+    """
+    import openvino
+    from openvino import opset13
+    from openvino.preprocess import PrePostProcessor
+
+    core = openvino.Core()
+    model = core.read_model(options["path"])
+    logits = model.outputs[0].get_node().input_value(0)
+    # For INT8 graphs ArgMax is TopK(1): OpenVINO has no other.
+    best = opset13.topk(logits, openvino.op.Constant(np.array(1)), 1, "max", "none", "i32")
+    labels = opset13.convert(opset13.squeeze(best.output(1), np.array([1])), "u8")
+    model = openvino.Model([labels], model.get_parameters(), "labels")
+    steps = PrePostProcessor(model)
+    taken = steps.input()
+    taken.tensor().set_element_type(openvino.Type.u8).set_layout(openvino.Layout("NHWC"))
+    taken.tensor().set_shape([1, *image.shape])
+    taken.model().set_layout(openvino.Layout("NCHW"))
+    to_float = taken.preprocess().convert_element_type(openvino.Type.f32)
+    to_float.mean((MEAN * 255).tolist()).scale((STD * 255).tolist())
+    settings = {
+        "PERFORMANCE_HINT": "LATENCY",
+        "INFERENCE_NUM_THREADS": options["threads"],
+        "INFERENCE_PRECISION_HINT": options["hint"],
+    }
+    request = core.compile_model(steps.build(), "CPU", settings).create_infer_request()
+    batch = np.ascontiguousarray(image[None])
+
+    def call() -> NDArray[Any]:
+        request.set_input_tensor(openvino.Tensor(batch, shared_memory=True))
+        request.infer()
+        return np.array(request.get_output_tensor().data[0])
+
+    return call
+
+
+def segdeploy_artifact(options: Options, image: Image) -> Call:
+    """Return an artifact's own way, as `predict` goes it."""
+    from segdeploy.backends.predictor import open_predictor
+
+    return open_predictor(Path(options["path"])).bind(image)
+
+
+def onnxruntime_logits(options: Options, image: Image) -> Call:
+    """Return a run of an ONNX file by ONNX Runtime as it is: normalised batch to first output."""
+    import onnxruntime
+
+    settings = onnxruntime.SessionOptions()
+    settings.intra_op_num_threads = options["threads"]
+    session = onnxruntime.InferenceSession(
+        options["path"], settings, providers=["CPUExecutionProvider"]
+    )
+    feed = {session.get_inputs()[0].name: _normalized(image)}
+    return lambda: np.asarray(session.run(None, feed)[0])
+
+
+def openvino_logits(options: Options, image: Image) -> Call:
+    """Return a run of an OpenVINO or ONNX file by OpenVINO in f32 (what is quantised: int8)."""
+    import openvino
+
+    settings = {
+        "PERFORMANCE_HINT": "LATENCY",
+        "INFERENCE_NUM_THREADS": options["threads"],
+        "INFERENCE_PRECISION_HINT": "f32",
+    }
+    core = openvino.Core()
+    model = core.read_model(options["path"])
+    batch = _normalized(image)
+    model.reshape(list(batch.shape))
+    request = core.compile_model(model, "CPU", settings).create_infer_request()
+    tensor = openvino.Tensor(batch, shared_memory=True)
+
+    def call() -> NDArray[Any]:
+        request.set_input_tensor(tensor)
+        request.infer()
+        return np.asarray(request.get_output_tensor().data)
+
+    return call
+
+
+def segdeploy_logits(options: Options, image: Image) -> Call:
+    """Return a run of an artifact that takes a tensor and gives logits, as `bench` times it."""
+    from segdeploy.backends import open_session
+    from segdeploy.core.folder import load_folder
+
+    session = open_session(load_folder(Path(options["path"])), "cpu", isolated=False)
+    batch = _normalized(image)
+    run, logits = session.bind(batch), session.run(batch)["logits"]
+
+    def call() -> NDArray[Any]:
+        run()
+        return logits
+
+    return call
+
+
+def _normalized(image: Image) -> NDArray[np.float32]:
+    pixels = (image.astype(np.float32) / np.float32(255) - MEAN) / STD
+    return np.ascontiguousarray(pixels.transpose(2, 0, 1)[None])
+
+
+PIPELINES: dict[str, Callable[[Options, Image], Call]] = {
+    "tutorial_onnxruntime": tutorial_onnxruntime,
+    "expert_openvino": expert_openvino,
+    "segdeploy": segdeploy_artifact,
+    "onnxruntime_logits": onnxruntime_logits,
+    "openvino_logits": openvino_logits,
+    "segdeploy_logits": segdeploy_logits,
+}
+
+
+class _PipelineWorker(Worker):
+    """The child: one pipeline, bound to one image at a time."""
+
+    def bind(
+        self, request: dict[str, Any], arrays: list[Array]
+    ) -> tuple[dict[str, Any], list[Array]]:
+        """Make the call for an image, run it once and return the label map."""
+        self._call = PIPELINES[request["pipeline"]](request["options"], arrays[0])
+        return {}, [np.ascontiguousarray(self._call())]
+
+    def sample(
+        self, request: dict[str, Any], _arrays: list[Array]
+    ) -> tuple[dict[str, Any], list[Array]]:
+        """Run for a while; return the samples in ms and the peak memory so far."""
+        from segdeploy.measure import peak_memory_mib, sample_ms
+
+        self._call()
+        samples = sample_ms(self._call, request["seconds"])
+        return {"samples_ms": samples, "peak_memory_mib": peak_memory_mib()}, []
+
+
+class Race:
+    """Pipelines at the start: each a child process, all with the same number of threads."""
+
+    def __init__(self, entries: Mapping[str, tuple[str, Options]], threads: int) -> None:
+        self._entries = {
+            name: (pipeline, {**options, "threads": threads})
+            for name, (pipeline, options) in entries.items()
+        }
+        self._threads = threads
+        self._children: dict[str, Child] = {}
+        self._stack = ExitStack()
+
+    def __enter__(self) -> Self:
+        for name in self._entries:
+            child = Child("benchmarks.pipelines", environment=child_environment(self._threads))
+            self._children[name] = self._stack.enter_context(child)
+        return self
+
+    def __exit__(self, *error: object) -> None:
+        self._stack.close()
+
+    def bind(self, image: Image) -> dict[str, NDArray[np.uint8]]:
+        """Let every pipeline take an image; return their label maps."""
+        found = {}
+        for name, (pipeline, options) in self._entries.items():
+            request = {"do": "bind", "pipeline": pipeline, "options": options}
+            found[name] = self._children[name].ask(request, [image], limit_s=600.0)[1][0]
+        return found
+
+    def run(self, *, rounds: int, seconds: float) -> dict[str, dict[str, Any]]:
+        """Return the samples in ms and the peak memory in MiB of each pipeline."""
+        found: dict[str, dict[str, Any]] = {name: {"samples_ms": []} for name in self._children}
+        for turn in range(rounds + 1):
+            order = list(self._children) if turn % 2 else list(self._children)[::-1]
+            for name in order:
+                request = {"do": "sample", "seconds": seconds}
+                answer, _ = self._children[name].ask(request, limit_s=600.0)
+                if turn:  # The first round warms up.
+                    found[name]["samples_ms"] += answer["samples_ms"]
+                found[name]["peak_memory_mib"] = answer["peak_memory_mib"]
+        return found
+
+
+if __name__ == "__main__":
+    _PipelineWorker().serve()

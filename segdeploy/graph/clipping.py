@@ -1,0 +1,245 @@
+"""Where to clip an activation: four methods, over one histogram of its values.
+
+A histogram's bins are the leading bits of the float itself: eight of the exponent, ten of the
+fraction, so a bin is at most 0.1 % wide at any magnitude. Nothing has to be known of a tensor
+before it is counted, one pass over the images is enough, and the counts are integers: they depend
+neither on the order of the images nor on how they are grouped.
+
+`mse` minimises the squared error of symmetric 8-bit rounding. `entropy` is the calibrator that
+TensorRT describes (S. Migacz, "8-bit inference with TensorRT", GTC 2017): the clip whose quantised
+distribution has the least divergence from the clipped one. Exact zeros have no error at any step
+and are left out of both; after a Relu they would be most of the mass.
+
+The same histogram gives the two ends of an asymmetric grid (`byte_range`): by `mse` for themselves,
+by the other methods as far as the symmetric clip reaches into the values that were seen.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+from numpy.typing import NDArray
+
+from segdeploy.core.errors import ConfigError
+from segdeploy.core.target import ClipMethod
+from segdeploy.graph.byte_range import ByteRange, Side, least_squared_error
+
+LEVELS = 127
+NUM_CLIPS = 200
+NUM_ENTROPY_BINS = 1024  # The widest bins of a histogram near its maximum are as wide as these.
+_FRACTION_BITS = 10
+_DROPPED = 23 - _FRACTION_BITS
+_LOWEST = (127 - 64) << _FRACTION_BITS  # Bins start at 2^-64; what is less counts as that.
+NUM_BINS = 128 << _FRACTION_BITS  # ... and end at 2^64.
+_CHUNK = 2**18  # Elements at a time: the copies stay in the processor's cache.
+_MAGNITUDE = np.uint32(0x7FFFFFFF)
+
+_NO_VALUES = ByteRange(0.0, 0.0, 0.0)
+
+Counts = NDArray[np.int64]
+
+
+@dataclass(frozen=True)
+class TensorRange:
+    """Of one tensor: largest magnitude seen, chosen clip (both >= 0), share of values beyond it.
+
+    `bytes` is the range on an asymmetric grid.
+    """
+
+    abs_max: float
+    clip: float
+    clipped_share: float
+    bytes: ByteRange = _NO_VALUES
+
+    @property
+    def scale(self) -> float:
+        """Step of the symmetric int8 grid; 1 for a tensor that is always zero."""
+        step = float(np.float32(self.clip / LEVELS))
+        return step if step > 0 else 1.0
+
+
+class Histogram:
+    """Counts of one tensor's values, added to image by image.
+
+    `signed` are the counts (2, NUM_BINS) of magnitudes above and below zero, `peaks` the largest
+    magnitude of each.
+    """
+
+    def __init__(self) -> None:
+        self.signed: Counts = np.zeros((2, NUM_BINS), np.int64)
+        self.num_zeros = 0
+        self.peaks = (0.0, 0.0)
+
+    @property
+    def counts(self) -> Counts:
+        """Counts of magnitudes, whatever the sign."""
+        total: Counts = self.signed.sum(0)
+        return total
+
+    @property
+    def abs_max(self) -> float:
+        """The largest magnitude."""
+        return max(self.peaks)
+
+    @property
+    def total(self) -> int:
+        """How many values were counted."""
+        return self.num_zeros + int(self.signed.sum())
+
+    def add(self, values: NDArray[np.float32], floor: float | None = None) -> bool:
+        """Count values (those below `floor` as `floor`); False, and nothing added, if not finite.
+
+        Returns:
+            Whether all values were finite.
+        """
+        flat = np.ascontiguousarray(values, np.float32).reshape(-1)
+        found: Counts = np.zeros(2 * NUM_BINS, np.int64)
+        zeros, peaks = 0, list(self.peaks)
+        for start in range(0, flat.size, _CHUNK):
+            part = flat[start : start + _CHUNK]
+            if floor is not None:
+                part = np.maximum(part, np.float32(floor))
+            if not np.isfinite(part).all():
+                return False
+            part = part[part != 0]
+            zeros += min(_CHUNK, flat.size - start) - part.size
+            peaks = [max(peaks[0], part.max(initial=0)), max(peaks[1], -part.min(initial=0))]
+            bits = part.view(np.uint32)
+            index = ((bits & _MAGNITUDE) >> np.uint32(_DROPPED)).astype(np.int64) - _LOWEST
+            np.clip(index, 0, NUM_BINS - 1, out=index)
+            index += (bits >> np.uint32(31)) * np.int64(NUM_BINS)
+            found += np.bincount(index, minlength=2 * NUM_BINS)
+        self.signed += found.reshape(2, NUM_BINS)
+        self.num_zeros += zeros
+        self.peaks = (float(peaks[0]), float(peaks[1]))
+        return True
+
+
+def edges() -> NDArray[np.float64]:
+    """Return the NUM_BINS + 1 edges between bins."""
+    bits = (np.arange(NUM_BINS + 1, dtype=np.uint32) + np.uint32(_LOWEST)) << np.uint32(_DROPPED)
+    return bits.view(np.float32).astype(np.float64)
+
+
+def choose_clip(
+    found: Histogram, method: ClipMethod = ClipMethod.MSE, percentile: float = 99.99
+) -> TensorRange:
+    """Return the range of a tensor by one method; the clip lies in (0, abs_max].
+
+    Raises:
+        ConfigError: If `percentile` is not within (0, 100].
+    """
+    check_percentile(percentile)
+    counts = found.counts
+    used = np.flatnonzero(counts)
+    if not used.size or found.abs_max <= 0:
+        return TensorRange(0.0, 0.0, 0.0)
+    bounds = edges()
+    centre = np.minimum((bounds[used] + bounds[used + 1]) / 2, found.abs_max)
+    weight = counts[used]
+    if method is ClipMethod.MIN_MAX:
+        clip = found.abs_max
+    elif method is ClipMethod.PERCENTILE:
+        wanted = percentile / 100 * found.total - found.num_zeros
+        index = int(np.searchsorted(np.cumsum(weight), wanted))
+        clip = float(bounds[used[min(index, used.size - 1)] + 1])
+    elif method is ClipMethod.ENTROPY:
+        clip = _least_divergence(bounds, counts, found.abs_max)
+    else:
+        clip = _least_squared_error(centre, weight, found.abs_max)
+    clip = min(clip, found.abs_max)
+    share = int(weight[centre > clip].sum()) / found.total
+    return TensorRange(found.abs_max, clip, share, _choose_bytes(found, method, clip))
+
+
+def _choose_bytes(found: Histogram, method: ClipMethod, clip: float) -> ByteRange:
+    """Return the range on the asymmetric grid."""
+    positive, negative = (_side(found, sign) for sign in (0, 1))
+    if method is ClipMethod.MSE:
+        low, high = least_squared_error(negative, positive)
+    else:
+        low, high = -min(clip, negative.limit), min(clip, positive.limit)
+    ends = ((negative, -low), (positive, high))
+    outside = sum(float(side.beyond(np.array([end]))[0][0]) for side, end in ends if end)
+    return ByteRange(low, high, outside / found.total)
+
+
+def _side(found: Histogram, sign: int) -> Side:
+    """Return the values above (0) or below (1) zero, each bin at its centre."""
+    used = np.flatnonzero(found.signed[sign])
+    bounds, limit = edges(), found.peaks[sign]
+    centre = np.minimum((bounds[used] + bounds[used + 1]) / 2, limit)
+    return Side(centre, found.signed[sign][used].astype(np.float64), limit)
+
+
+def signal_to_noise(found: Histogram, clip: float) -> float:
+    """Return the power of a tensor's values over that of their int8 error at this clip, in dB."""
+    counts = found.counts
+    used = np.flatnonzero(counts)
+    if not used.size or clip <= 0:
+        return float("inf")
+    bounds = edges()
+    centre = (bounds[used] + bounds[used + 1]) / 2
+    weight = counts[used].astype(np.float64)
+    error = float(np.dot(weight, _squared_error(centre, clip)))
+    return 10 * float(np.log10(np.dot(weight, centre**2) / error))
+
+
+def check_percentile(percentile: float) -> None:
+    """Raise a ConfigError unless it is within (0, 100]."""
+    if not 0 < percentile <= 100:
+        raise ConfigError(
+            f"The calibration's percentile must be above 0 and at most 100, found {percentile}.",
+            hint="99.99 is usual: one value in 10,000 is clipped.",
+        )
+
+
+def _least_squared_error(centre: NDArray[np.float64], weight: Counts, limit: float) -> float:
+    """Return the clip with the least expected squared error of 8-bit rounding.
+
+    Inside the clip c the step is c / 127 and its error step^2 / 12 (x^2 for values that round to
+    zero); outside, the error is (x - c)^2.
+    """
+    clips = limit * np.arange(1, NUM_CLIPS + 1) / NUM_CLIPS
+    share = weight.astype(np.float64)
+    errors = [float(np.dot(share, _squared_error(centre, float(c)))) for c in clips]
+    return float(clips[int(np.argmin(errors))])
+
+
+def _squared_error(centre: NDArray[np.float64], clip: float) -> NDArray[np.float64]:
+    step = clip / LEVELS
+    inside = np.minimum(centre**2, step**2 / 12)
+    return np.where(centre > clip, (centre - clip) ** 2, inside)
+
+
+def _least_divergence(bounds: NDArray[np.float64], counts: Counts, limit: float) -> float:
+    """Return the clip at which the quantised distribution diverges least from the clipped one.
+
+    Equal bins are cut out of those of the histogram; what a bin holds counts as spread over it.
+    """
+    wanted = limit * np.arange(NUM_ENTROPY_BINS + 1) / NUM_ENTROPY_BINS
+    wanted[-1] = bounds[-1]  # The maximum lies inside the last bin that is filled.
+    linear = np.diff(np.interp(wanted, bounds, np.append(0, np.cumsum(counts))))
+    sizes = range(LEVELS + 1, NUM_ENTROPY_BINS + 1)
+    best = min(sizes, key=lambda size: _divergence(linear, size))
+    return limit * best / NUM_ENTROPY_BINS
+
+
+def _divergence(linear: NDArray[np.float64], size: int) -> float:
+    """Return KL(P || Q): P the first `size` bins, the last with all beyond; Q P in 128 levels."""
+    kept = linear[:size]
+    reference = kept.copy()
+    reference[-1] += linear[size:].sum()
+    level = np.arange(size) * (LEVELS + 1) // size
+    mass = np.bincount(level, weights=kept, minlength=LEVELS + 1)
+    filled = np.bincount(level, weights=kept > 0, minlength=LEVELS + 1)
+    spread = np.divide(mass, filled, out=np.zeros_like(mass), where=filled > 0)
+    candidate = np.where(kept > 0, spread[level], 0.0)
+    both = (reference > 0) & (candidate > 0)
+    if not both.any():
+        return float("inf")
+    # What is clipped into an empty last bin is mass that Q cannot express.
+    lost = reference[(reference > 0) & (candidate == 0)].sum() / reference.sum()
+    p, q = reference[both] / reference.sum(), candidate[both] / candidate.sum()
+    return float((p * np.log(p / q)).sum()) + float(lost)

@@ -1,0 +1,177 @@
+"""The group of a node, by structure alone: independent of names, weights and calibration."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+
+import onnx
+
+from segdeploy.graph.proto import attribute, consumers, initializers, producers, to_array
+
+CONVOLUTIONS = {"Conv": 0, "ConvTranspose": 1}  # Operator -> axis of the output channels.
+ACTIVATIONS = {"LeakyRelu", "PRelu", "Elu", "Selu", "Celu", "Softplus", "Gelu", "Mish", "Tanh"}
+MOVES = {"Resize", "Upsample", "Pad"}
+_POOLING = {"ReduceMean", "GlobalAveragePool", "ReduceMax", "GlobalMaxPool"}
+_POINTWISE = {
+    "Relu", "HardSwish", "HardSigmoid", "Sigmoid", "Clip", "Conv", "Mul", "Add", "Div", "Sub",
+    "Gemm", "Flatten", "Reshape", "Squeeze", "Unsqueeze",
+}  # fmt: skip
+
+
+class NodeGroups:
+    """A graph, indexed, and the group of each node that int8 has a choice for."""
+
+    def __init__(self, graph: onnx.GraphProto) -> None:
+        self.graph = graph
+        self.made = producers(graph)
+        self.readers = consumers(graph)
+        self.stored = initializers(graph)
+        self.inputs = {value.name for value in graph.input} - set(self.stored)
+        self.outputs = {value.name for value in graph.output}
+        self.pooled = _pooled_tensors(graph)
+        self._last = self._last_convolutions()
+        self._stem = self._stem_convolutions()
+        self.by_node = {n.name: group for n in graph.node if (group := self._group(n)) is not None}
+
+    def clipped(self, name: str) -> str:
+        """Return the tensor behind a Relu (or Clip from zero on) that alone reads this one."""
+        following = self.readers.get(name, [])
+        is_alone = len(following) == 1 and name not in self.outputs
+        return following[0].output[0] if is_alone and self.is_relu(following[0]) else name
+
+    def is_relu(self, node: onnx.NodeProto) -> bool:
+        """Return whether a node is a Relu, or a Clip that begins at zero (Relu6)."""
+        if node.op_type == "Relu":
+            return True
+        if node.op_type != "Clip":
+            return False
+        low = attribute(node, "min")  # Opset 10 and older.
+        if len(node.input) > 1 and node.input[1] in self.stored:
+            low = float(to_array(self.stored[node.input[1]]))
+        return bool(low == 0)
+
+    def maps(self, node: onnx.NodeProto) -> list[str]:
+        """Return the inputs of a node that are computed."""
+        return [name for name in node.input if name and name not in self.stored]
+
+    def _group(self, node: onnx.NodeProto) -> str | None:
+        if node.op_type in CONVOLUTIONS:
+            return self._convolution_group(node) if self._is_quantizable(node) else None
+        computed = self.maps(node)
+        pooled = [name in self.pooled for name in computed]
+        is_channels = attribute(node, "axis") in (1, -3) and len(computed) == len(node.input)
+        is_map = bool(pooled) and not pooled[0]
+        behind = self.clipped(node.output[0]) if len(node.output) == 1 else ""
+        possible = {
+            "Add": (
+                "residual" if behind == node.output[0] else "residual_relu",
+                pooled == [False] * 2,
+            ),
+            "Mul": ("gate", sorted(pooled) == [False, True]),
+            "Concat": ("concat", is_channels),
+            "MaxPool": ("max_pool", is_map and len(node.output) == 1),
+            "HardSwish": ("hard_swish", is_map),
+            **dict.fromkeys(MOVES, ("resize", bool(computed))),
+            **dict.fromkeys(ACTIVATIONS, ("activation", is_map)),
+        }
+        group, fits = possible.get(node.op_type, ("", False))
+        return group if fits else None
+
+    def _is_quantizable(self, node: onnx.NodeProto) -> bool:
+        """Return whether it has a stored weight whose output channels lie on one axis."""
+        is_plain = node.op_type == "Conv" or attribute(node, "group", 1) == 1
+        return node.input[1] in self.stored and is_plain
+
+    def _convolution_group(self, node: onnx.NodeProto) -> str:
+        weight = self.stored[node.input[1]].dims
+        is_depthwise = attribute(node, "group", 1) > 1 and weight[1] == 1
+        is_pointwise = all(side == 1 for side in weight[2:])
+        found = {
+            "classifier": node.name in self._last,
+            "pooled": node.input[0] in self.pooled,
+            "first_convolution": node.input[0] in self.inputs,
+            "transposed": node.op_type == "ConvTranspose",
+            "stem_depthwise": is_depthwise and self._follows_first(node.input[0]),
+            "stem": node.name in self._stem,
+            "depthwise": is_depthwise,
+            "pointwise": is_pointwise,
+        }
+        return next((group for group, fits in found.items() if fits), "convolution")
+
+    def _follows_first(self, name: str) -> bool:
+        """Return whether a map is what a first convolution gives, behind its activation."""
+        node = self.made.get(name)
+        if node is not None and self._is_pointwise_activation(node):
+            node = self.made.get(node.input[0])
+        return node is not None and self._is_first(node)
+
+    def _is_first(self, node: onnx.NodeProto) -> bool:
+        return node.op_type == "Conv" and node.input[0] in self.inputs
+
+    def _is_pointwise_activation(self, node: onnx.NodeProto) -> bool:
+        return self.is_relu(node) or node.op_type in {"HardSwish", *ACTIVATIONS}
+
+    def _stem_convolutions(self) -> set[str]:
+        """Names of convolutions that read maps of the first one's resolution.
+
+        None in a net whose first convolution is not followed by a depthwise one: there they are
+        full convolutions, and much of all work.
+        """
+        found: set[str] = set()
+        level: set[str] = set()
+        for node in self.graph.node:
+            maps = [name for name in self.maps(node) if name not in self.pooled]
+            if self._is_first(node):
+                level.update(node.output)
+            elif maps and level.issuperset(maps):
+                is_convolution = node.op_type == "Conv"
+                found.update([node.name] if is_convolution else [])
+                keeps = is_convolution and set(attribute(node, "strides", [1])) == {1}
+                joins = node.op_type in {"Add", "Mul"}
+                if keeps or joins or self._is_pointwise_activation(node):
+                    level.update(node.output)
+        is_narrow = any(
+            node.op_type == "Conv"
+            and attribute(node, "group", 1) > 1
+            and self._follows_first(node.input[0])
+            for node in self.graph.node
+        )
+        return found if is_narrow else set()
+
+    def _last_convolutions(self) -> set[str]:
+        """Names of convolutions after which no other convolution follows on the way out."""
+        found: set[str] = set()
+        seen: set[str] = set()
+        waiting = list(self.outputs)
+        while waiting:
+            node = self.made.get(waiting.pop())
+            if node is None or node.name in seen:
+                continue
+            seen.add(node.name)
+            if node.op_type in CONVOLUTIONS:
+                found.add(node.name)
+            else:
+                waiting.extend(n for n in node.input if n and n not in self.stored)
+        return found
+
+
+def _pooled_tensors(graph: onnx.GraphProto) -> set[str]:
+    """Return tensors of spatial size 1 x 1: what global pooling gives, until it is broadcast."""
+    pooled: set[str] = set()
+    stored = initializers(graph)
+    for node in graph.node:
+        inputs = [n for n in node.input if n and n not in stored]
+        is_pooling = node.op_type in _POOLING and _reduces_both(node, stored)
+        carries = node.op_type in _POINTWISE and inputs and all(n in pooled for n in inputs)
+        if is_pooling or carries:
+            pooled.update(node.output)
+    return pooled
+
+
+def _reduces_both(node: onnx.NodeProto, stored: dict[str, onnx.TensorProto]) -> bool:
+    if node.op_type.startswith("Global"):
+        return True
+    axes: Iterable[int] = attribute(node, "axes", ())
+    if len(node.input) > 1 and node.input[1] in stored:
+        axes = to_array(stored[node.input[1]]).ravel().tolist()
+    return {axis % 4 for axis in axes} >= {2, 3}

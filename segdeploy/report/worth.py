@@ -1,0 +1,171 @@
+"""Is an artifact worth it? Who is better in everything, by measured values.
+
+An artifact is dominated if another one, measured under the same conditions, is no worse in latency,
+quality, size and memory and better in one of them. "No worse" is within noise: of latency it comes
+from the samples, of mIoU it is a bound on the difference, since both were scored on the same images
+(the interval of one mIoU says how far other images would move both). Unknown is not better: a value
+that one of two lacks decides nothing, and without latency and quality nobody dominates. What failed
+verification dominates nobody.
+
+Pure functions of measured values: no file, no graph, no page. `report.advice` puts it into words.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from enum import StrEnum
+
+LATENCY_NOISE = 0.02
+"""Latencies closer than this are equal, whatever their samples say: blocks of one run drift."""
+OTHER_RUN_NOISE = 0.10
+"""The same for latencies of two runs: launches differ by as much on identical code."""
+IOU_NOISE = 0.001
+FLIP_NOISE = 0.001
+SIZE_NOISE = 0.01
+MEMORY_NOISE = 0.05
+
+
+@dataclass(frozen=True, kw_only=True)
+class Measured:
+    """What is known of one artifact; None is not measured.
+
+    `latency_interval` is of the median. `flip_rate` (share of pixels decided unlike the reference)
+    stands in where a mIoU is missing. `conditions` must agree for two latencies to be compared,
+    `bench_run` says whether they come from one interleaved run. `borders` are Q and DQ nodes
+    between int8 and float, `float_activations` counts the operators in float between int8 ones.
+    """
+
+    name: str
+    target: str
+    latency_ms: float | None = None
+    latency_interval: tuple[float, float] | None = None
+    mean_iou: float | None = None
+    flip_rate: float | None = None
+    size_mib: float = 0.0
+    memory_mib: float | None = None
+    conditions: tuple[str, ...] = ()
+    bench_run: str | None = None
+    device: str = "cpu"
+    failures: tuple[str, ...] | None = None
+    borders: int | None = None
+    float_activations: Mapping[str, int] = field(default_factory=dict)
+
+    @property
+    def backend(self) -> str:
+        """The word before the precision."""
+        return self.target.rpartition("-")[0]
+
+    @property
+    def precision(self) -> str:
+        """The word behind the backend."""
+        return self.target.rpartition("-")[2]
+
+
+class Standing(StrEnum):
+    """Where an artifact stands among those of its run."""
+
+    FRONT = "front"
+    DOMINATED = "dominated"
+    FAILED = "failed"
+    UNMEASURED = "not measured"
+
+
+def find_standing(one: Measured, artifacts: Sequence[Measured]) -> tuple[Standing, list[Measured]]:
+    """Return where one artifact stands among all of a run, and who dominates it, fastest first."""
+    if one.failures:
+        return Standing.FAILED, []
+    if one.latency_ms is None:
+        return Standing.UNMEASURED, []
+    better = sorted((r for r in find_rivals(one, artifacts) if dominates(r, one)), key=latency_of)
+    return (Standing.DOMINATED if better else Standing.FRONT), better
+
+
+def find_rivals(one: Measured, artifacts: Sequence[Measured]) -> list[Measured]:
+    """Return the others that were measured under the same conditions and may be used."""
+    return [
+        other
+        for other in artifacts
+        if other is not one
+        and not other.failures
+        and other.latency_ms is not None
+        and other.conditions == one.conditions
+    ]
+
+
+def dominates(one: Measured, other: Measured) -> bool:
+    """Return whether `one` is no worse than `other` in all that is known of both, and better."""
+    signs = compare(one, other)
+    if signs["latency"] is None or signs["quality"] is None:
+        return False
+    known = [sign for sign in signs.values() if sign is not None]
+    return min(known) >= 0 and max(known) > 0
+
+
+def compare(one: Measured, other: Measured) -> dict[str, int | None]:
+    """Return 1 where `one` is better, -1 where it is worse, 0 within noise, None if unknown."""
+    return {
+        "latency": _latency_sign(one, other),
+        "quality": _quality_sign(one, other),
+        "size": _less(one.size_mib, other.size_mib, SIZE_NOISE),
+        "memory": _less(one.memory_mib, other.memory_mib, MEMORY_NOISE),
+    }
+
+
+def _latency_sign(one: Measured, other: Measured) -> int | None:
+    is_same_run = one.bench_run is not None and one.bench_run == other.bench_run
+    sign = _less(
+        one.latency_ms, other.latency_ms, LATENCY_NOISE if is_same_run else OTHER_RUN_NOISE
+    )
+    if sign and one.latency_interval and other.latency_interval:
+        low, high = sorted((one.latency_interval, other.latency_interval))
+        return sign if low[1] < high[0] else 0
+    return sign
+
+
+def quality_gain(one: Measured, other: Measured) -> tuple[float, bool] | None:
+    """Return by how much `one` is better, and whether in mIoU (else in the share of flips)."""
+    if one.mean_iou is not None and other.mean_iou is not None:
+        return one.mean_iou - other.mean_iou, True
+    if one.flip_rate is not None and other.flip_rate is not None:
+        return other.flip_rate - one.flip_rate, False
+    return None
+
+
+def _quality_sign(one: Measured, other: Measured) -> int | None:
+    found = quality_gain(one, other)
+    if found is None:
+        return None
+    gain, is_iou = found
+    if abs(gain) <= (IOU_NOISE if is_iou else FLIP_NOISE):
+        return 0
+    return 1 if gain > 0 else -1
+
+
+def _less(one: float | None, other: float | None, noise: float) -> int | None:
+    """Return 1 if `one` is less than `other` by more than a share of it, -1 if it is more."""
+    if one is None or other is None:
+        return None
+    if abs(one - other) <= noise * max(one, other):
+        return 0
+    return 1 if one < other else -1
+
+
+def median_interval(samples: Sequence[float]) -> tuple[float, float] | None:
+    """Return a 95 % interval of the median by order statistics (binomial, normal approximation).
+
+    None for fewer than 6 samples, of which even the extremes give less confidence.
+    """
+    count = len(samples)
+    if count < 6:
+        return None
+    ordered = sorted(samples)
+    reach = 0.98 * math.sqrt(count)  # 1.96 standard deviations of a binomial with p = 1/2.
+    low = max(0, math.floor(count / 2 - reach))
+    return ordered[low], ordered[count - 1 - low]
+
+
+def latency_of(one: Measured) -> float:
+    """Return the latency, infinite where it is unknown."""
+    return math.inf if one.latency_ms is None else one.latency_ms

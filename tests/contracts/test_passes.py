@@ -1,0 +1,415 @@
+"""Every graph pass on graphs of real models: it keeps its contract, its input, and the result.
+
+The reference is the graph before the pass, run by ONNX Runtime without optimisation; for the passes
+that change an end, what NumPy makes of that graph's logits.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import onnx
+import onnxruntime
+import pytest
+import torch
+from numpy.typing import NDArray
+from onnx import TensorProto, helper, numpy_helper
+from torch import nn
+
+from segdeploy.backends.onnx_export import export_checkpoint
+from segdeploy.core.errors import BuildError, UnsupportedTargetError
+from segdeploy.core.preprocess import PreprocessSpec, normalize_image
+from segdeploy.core.task import Task
+from segdeploy.graph.bias_correction import correct_bias
+from segdeploy.graph.calibrate import calibrate
+from segdeploy.graph.constant_folding import fold_constants
+from segdeploy.graph.equalization import equalize
+from segdeploy.graph.fold_batch_norm import fold_batch_norm
+from segdeploy.graph.fold_normalization import fold_normalization
+from segdeploy.graph.fp16 import cast_to_fp16
+from segdeploy.graph.image_input import add_image_input
+from segdeploy.graph.label_output import add_label_output
+from segdeploy.graph.low_logits import cut_low_logits, find_last_resize, low_size
+from segdeploy.graph.metadata import set_metadata
+from segdeploy.graph.opset import convert_opset
+from segdeploy.graph.pass_contract import PASSES, Need, PassContract
+from segdeploy.graph.placement import place_qdq
+from segdeploy.graph.proto import attribute, opset_version
+from segdeploy.graph.qdq import insert_qdq
+from segdeploy.graph.u8_activations import use_u8_activations
+from segdeploy.zoo import create_model, save_checkpoint
+
+NUM_CLASSES = 5
+SIZE = (48, 64)
+QUICK = ("lraspp_mobilenet_v3_large",)
+SLOW = ("unet", "deeplabv3_resnet50", "pspnet_resnet18", "u2net_lite", "fpn_resnet18")
+SPEC = PreprocessSpec()
+Arrays = list[NDArray[Any]]
+
+
+def _graph(name: str, folder: Any) -> onnx.ModelProto:
+    """Return the plain fp32 graph of a model with sane statistics, of one size."""
+    torch.manual_seed(0)
+    module = create_model(name, NUM_CLASSES)
+    for norm in (m for m in module.modules() if isinstance(m, nn.BatchNorm2d)):
+        norm.momentum = None
+    with torch.no_grad():
+        module.train()(torch.rand(4, 3, 96, 96) * 4 - 2)
+    saved = save_checkpoint(
+        folder / "checkpoint", module, model=name, task=Task.MULTICLASS,
+        classes=tuple("abcde"), preprocess=SPEC, trained=False,
+    )  # fmt: skip
+    return export_checkpoint(saved, SIZE)
+
+
+@pytest.fixture(
+    scope="module",
+    params=[*QUICK, *(pytest.param(name, marks=pytest.mark.slow) for name in SLOW)],
+)
+def plain(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Any:
+    return _graph(request.param, tmp_path_factory.mktemp("graph"))
+
+
+@pytest.fixture(scope="module")
+def image() -> NDArray[np.uint8]:
+    rows, columns = np.indices(SIZE)
+    waves = [127 + 120 * np.sin(rows / 7 + k) * np.cos(columns / (5 + k)) for k in range(3)]
+    return np.stack(waves, axis=-1).astype(np.uint8)
+
+
+@pytest.fixture(scope="module")
+def batch(image: NDArray[np.uint8]) -> NDArray[np.float32]:
+    return normalize_image(image, SPEC)[None]
+
+
+def run(model: onnx.ModelProto, values: NDArray[Any]) -> Arrays:
+    options = onnxruntime.SessionOptions()
+    options.log_severity_level = 4
+    options.graph_optimization_level = onnxruntime.GraphOptimizationLevel.ORT_DISABLE_ALL
+    session = onnxruntime.InferenceSession(
+        model.SerializeToString(), options, ["CPUExecutionProvider"]
+    )
+    found: Arrays = session.run(None, {session.get_inputs()[0].name: values})
+    return found
+
+
+@dataclass(frozen=True)
+class Example:
+    """How a pass is called on a plain graph, and how its result is held against the reference.
+
+    `prepare` makes the graph that it is for; `feed` gives what the changed graph takes, from the
+    uint8 image and its normalised batch. `compare` gets the results before and after.
+    """
+
+    apply: Callable[[onnx.ModelProto], onnx.ModelProto]
+    compare: Callable[[Arrays, Arrays], None]
+    prepare: Callable[[onnx.ModelProto], onnx.ModelProto] = lambda model: model
+    feed: Callable[[NDArray[np.uint8], NDArray[np.float32]], NDArray[Any]] = lambda _, batch: batch
+
+
+def _equal(before: Arrays, after: Arrays) -> None:
+    np.testing.assert_array_equal(after[0], before[0])
+
+
+def _close(noise: float) -> Callable[[Arrays, Arrays], None]:
+    """Root mean square of the difference, as a share of the logits' spread."""
+
+    def compare(before: Arrays, after: Arrays) -> None:
+        assert after[0].dtype == np.float32
+        error = float(np.sqrt(np.mean((after[0] - before[0]) ** 2)))
+        assert error <= noise * float(before[0].std())
+
+    return compare
+
+
+def _argmax(before: Arrays, after: Arrays) -> None:
+    np.testing.assert_array_equal(after[0], before[0].argmax(1))
+
+
+def _with_identities(model: onnx.ModelProto) -> onnx.ModelProto:
+    """Put an Identity before every convolution's input and its weight: something to fold."""
+    changed = onnx.ModelProto()
+    changed.CopyFrom(model)
+    nodes: list[onnx.NodeProto] = []
+    for node in model.graph.node:
+        copied = onnx.NodeProto()
+        copied.CopyFrom(node)
+        if node.op_type == "Conv":
+            for index in (0, 1):
+                name = f"{node.name}_same_{index}"
+                nodes.append(helper.make_node("Identity", [node.input[index]], [name], name=name))
+                copied.input[index] = name
+        nodes.append(copied)
+    del changed.graph.node[:]
+    changed.graph.node.extend(nodes)
+    return changed
+
+
+def _with_batch_norms(model: onnx.ModelProto) -> onnx.ModelProto:
+    """Put a BatchNormalization, the identity but for rounding, behind every convolution."""
+    changed = onnx.ModelProto()
+    changed.CopyFrom(model)
+    widths = {t.name: t.dims[0] for t in model.graph.initializer}
+    nodes: list[onnx.NodeProto] = []
+    rng = np.random.default_rng(0)
+    for node in model.graph.node:
+        copied = onnx.NodeProto()
+        copied.CopyFrom(node)
+        nodes.append(copied)
+        if node.op_type != "Conv":
+            continue
+        result, width = node.output[0], widths[node.input[1]]
+        copied.output[0] = f"{result}_raw"
+        variance = rng.uniform(0.5, 2, width)
+        mean = rng.normal(size=width)
+        gamma = np.sqrt(variance + 1e-5)
+        values = {"gamma": gamma, "beta": mean, "mean": mean, "variance": variance}
+        names = [f"{result}_{name}" for name in values]
+        changed.graph.initializer.extend(
+            numpy_helper.from_array(each.astype(np.float32), name)
+            for name, each in zip(names, values.values(), strict=True)
+        )
+        nodes.append(
+            helper.make_node(
+                "BatchNormalization", [f"{result}_raw", *names], [result], name=f"{result}_norm"
+            )
+        )
+    del changed.graph.node[:]
+    changed.graph.node.extend(nodes)
+    return changed
+
+
+def _without_batch_norms(model: onnx.ModelProto) -> onnx.ModelProto:
+    folded = fold_batch_norm(model)
+    assert not [n for n in folded.graph.node if n.op_type == "BatchNormalization"]
+    return folded
+
+
+def _folded(model: onnx.ModelProto) -> onnx.ModelProto:
+    folded = fold_constants(model)
+    assert not [n for n in folded.graph.node if n.op_type == "Identity"]
+    return folded
+
+
+def _quantized(model: onnx.ModelProto) -> onnx.ModelProto:
+    placement = place_qdq(model)
+    return insert_qdq(model, placement, calibrate(model, placement.observed, _batches))
+
+
+_SEEN: Arrays = []  # The batch that results are compared on: calibration must have seen its like.
+_PLAIN: list[onnx.ModelProto] = []  # The graph that a quantised one was made of.
+
+
+def _older(model: onnx.ModelProto) -> onnx.ModelProto:
+    """Return the graph as opset 17 would write it: ReduceMean takes its axes as an attribute."""
+    changed = onnx.ModelProto()
+    changed.CopyFrom(model)
+    stored = {t.name: t for t in changed.graph.initializer}
+    for node in changed.graph.node:
+        if node.op_type in {"ReduceMean", "ReduceMax"} and len(node.input) > 1:
+            axes = numpy_helper.to_array(stored[node.input.pop()]).tolist()
+            node.attribute.append(helper.make_attribute("axes", axes))
+        for name in (
+            "antialias",
+            "keep_aspect_ratio_policy",
+            "noop_with_empty_axes",
+            "num_outputs",
+        ):
+            if attribute(node, name) is not None:
+                kept = [a for a in node.attribute if a.name != name]
+                del node.attribute[:]
+                node.attribute.extend(kept)
+    used = {name for node in changed.graph.node for name in node.input}
+    kept_tensors = [t for t in changed.graph.initializer if t.name in used]
+    del changed.graph.initializer[:]
+    changed.graph.initializer.extend(kept_tensors)
+    changed.opset_import[0].version = 17
+    return changed
+
+
+def _batches() -> Arrays:
+    rng = np.random.default_rng(1)
+    return [rng.normal(size=(1, 3, *SIZE)).astype(np.float32), _SEEN[0]]
+
+
+def _equalized(model: onnx.ModelProto) -> onnx.ModelProto:
+    return equalize(model, _batches)
+
+
+def _corrected(quantized: onnx.ModelProto) -> onnx.ModelProto:
+    return correct_bias(_PLAIN[0], quantized, _batches)
+
+
+def _cut(model: onnx.ModelProto) -> onnx.ModelProto:
+    found = find_last_resize(model)
+    return cut_low_logits(model, found.align_corners, low_size(model, found))
+
+
+def _upsampled(before: Arrays, after: Arrays) -> None:
+    rule = find_last_resize(_PLAIN[0]).align_corners
+    logits = torch.nn.functional.interpolate(
+        torch.from_numpy(after[0]), size=SIZE, mode="bilinear", align_corners=rule
+    )
+    spread = float(before[0].std())
+    np.testing.assert_allclose(logits.numpy(), before[0], rtol=0, atol=1e-4 * spread)
+
+
+def _centred(image: NDArray[np.uint8]) -> NDArray[np.float32]:
+    mean = np.asarray(SPEC.mean, np.float32) * np.float32(255)
+    return (image.astype(np.float32) - mean).transpose(2, 0, 1)[None]
+
+
+EXAMPLES = {
+    "constant_folding": Example(_folded, _equal, _with_identities),
+    "batch_norm_folding": Example(_without_batch_norms, _close(1e-5), _with_batch_norms),
+    "fp16_cast": Example(cast_to_fp16, _close(0.02)),
+    "qdq_insertion": Example(
+        _quantized, _close(0.7)
+    ),  # Untrained: only that nothing is upside down.
+    "equalization": Example(_equalized, _close(1e-6)),
+    "bias_correction": Example(_corrected, _close(0.4), _quantized),
+    "low_logits": Example(_cut, _upsampled),
+    "image_input": Example(
+        lambda m: add_image_input(m, SPEC), _equal, feed=lambda image, _: image[None]
+    ),
+    "normalization_folding": Example(
+        lambda m: fold_normalization(m, SPEC)[0],
+        _close(1e-5),
+        feed=lambda image, _: _centred(image),
+    ),
+    "label_output": Example(lambda m: add_label_output(m, Task.MULTICLASS, NUM_CLASSES), _argmax),
+    "metadata": Example(lambda m: set_metadata(m, {"model": "x", "classes": ["a"]}), _equal),
+    "u8_activations": Example(use_u8_activations, _equal, _quantized),
+    "opset_conversion": Example(convert_opset, _equal, _older),
+}
+
+
+_MAY_BE_IDLE = {"equalization"}  # A network of HardSwish has nothing that it may scale.
+
+
+def _has_low_logits(plain: onnx.ModelProto) -> bool:
+    try:
+        find_last_resize(plain)
+    except UnsupportedTargetError:
+        return False
+    return True
+
+
+def _is_new(plain: onnx.ModelProto) -> bool:
+    return not all(onnx.defs.has(node.op_type, 17, "") for node in plain.graph.node)
+
+
+def test_every_pass_has_an_example() -> None:
+    assert sorted(EXAMPLES) == PASSES.names()
+
+
+@pytest.mark.parametrize("name", PASSES.names())
+def test_a_pass_keeps_its_contract_its_input_and_the_result(
+    name: str, plain: onnx.ModelProto, image: NDArray[np.uint8], batch: NDArray[np.float32]
+) -> None:
+    contract, example = PASSES.get(name), EXAMPLES[name]
+    _SEEN[:], _PLAIN[:] = [batch], [plain]
+    if name == "low_logits" and not _has_low_logits(plain):
+        pytest.skip("its head works at full resolution")
+    if name == "opset_conversion" and _is_new(plain):
+        pytest.skip("it has an operator that opset 17 did not have")
+    before = example.prepare(plain)
+    kept = before.SerializeToString(deterministic=True)
+    contract.check_before(before)
+    after = example.apply(before)
+    contract.check_after(before, after)
+    assert before.SerializeToString(deterministic=True) == kept
+    assert after.SerializeToString(deterministic=True) != kept or name in _MAY_BE_IDLE
+    assert example.apply(before) == after  # The same every time.
+    example.compare(run(before, batch), run(after, example.feed(image, batch)))
+
+
+# What a contract finds: each change is one that some pass could make by mistake.
+
+
+def _tiny() -> onnx.ModelProto:
+    value = helper.make_tensor_value_info
+    graph = helper.make_graph(
+        [
+            helper.make_node("Relu", ["tensor"], ["middle"], name="a"),
+            helper.make_node("Relu", ["middle"], ["logits"], name="b"),
+        ],
+        "tiny",
+        [value("tensor", TensorProto.FLOAT, ["N", 3, "H", "W"])],
+        [value("logits", TensorProto.FLOAT, ["N", 3, "H", "W"])],
+    )
+    return helper.make_model(graph, opset_imports=[helper.make_opsetid("", 18)], ir_version=10)
+
+
+def _rename_input(model: onnx.ModelProto) -> None:
+    model.graph.input[0].name = model.graph.node[0].input[0] = "other"
+
+
+def _fix_height(model: onnx.ModelProto) -> None:
+    model.graph.output[0].type.tensor_type.shape.dim[2].dim_value = 5
+
+
+def _half_output(model: onnx.ModelProto) -> None:
+    model.graph.node[1].CopyFrom(
+        helper.make_node("Cast", ["middle"], ["logits"], name="b", to=TensorProto.FLOAT16)
+    )
+    model.graph.output[0].type.tensor_type.elem_type = TensorProto.FLOAT16
+
+
+def _raise_opset(model: onnx.ModelProto) -> None:
+    model.opset_import[0].version = 20
+
+
+def _add_domain(model: onnx.ModelProto) -> None:
+    model.opset_import.append(helper.make_opsetid("com.microsoft", 1))
+
+
+def _share_a_name(model: onnx.ModelProto) -> None:
+    model.graph.node[1].name = "a"
+
+
+def _break(model: onnx.ModelProto) -> None:
+    model.graph.node[1].input[0] = "nothing"
+
+
+BREACHES = [
+    (_rename_input, "changed the inputs from tensor FLOAT .N, 3, H, W. to other FLOAT"),
+    (_fix_height, "changed the outputs from logits FLOAT .N, 3, H, W. to logits FLOAT .N, 3, 5, W"),
+    (_half_output, "to logits FLOAT16"),
+    (_raise_opset, "from opset 18 to 20"),
+    (_add_domain, "operators of com.microsoft"),
+    (_share_a_name, "no name of their own"),
+    (_break, "invalid ONNX graph"),
+]
+
+
+@pytest.mark.parametrize(("breach", "said"), BREACHES)
+def test_a_breach_is_named(breach: Callable[[onnx.ModelProto], None], said: str) -> None:
+    before, after = _tiny(), _tiny()
+    breach(after)
+    contract = PassContract("The pass", opset=19)
+    with pytest.raises(BuildError, match=f"The pass .*{said}"):
+        contract.check_after(before, after)
+    assert contract.check_after(before, _tiny()) == before
+
+
+def test_what_a_pass_may_change_is_no_breach() -> None:
+    before, after = _tiny(), _tiny()
+    _rename_input(after)
+    _half_output(after)
+    after.opset_import[0].version = 19
+    contract = PassContract("It", opset=19, changes_input=True, changes_output=True)
+    assert opset_version(contract.check_after(before, after)) == 19
+
+
+def test_needs_are_asked_first(plain: onnx.ModelProto, batch: NDArray[np.float32]) -> None:
+    _SEEN[:] = [batch]
+    with pytest.raises(BuildError, match="quantised already"):
+        PassContract("It", frozenset({Need.FLOAT})).check_before(_quantized(plain))
+    shared = _tiny()
+    _share_a_name(shared)
+    with pytest.raises(BuildError, match="a name of its own"):
+        PassContract("It", frozenset({Need.NAMED})).check_before(shared)

@@ -1,0 +1,168 @@
+"""`--output auto`: the forms are built and timed, the fastest stays, and the choice is kept."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+import segdeploy
+from segdeploy.backends.predictor import open_predictor
+from segdeploy.cli import commands  # noqa: F401  registers every command
+from segdeploy.core.contract import OutputKind
+from segdeploy.core.errors import UnsupportedTargetError
+from segdeploy.core.folder import Checkpoint, load_artifact
+from segdeploy.core.results import BenchResult
+from segdeploy.export import export
+from segdeploy.workflows.choose_output import (
+    CHOICE,
+    Measuring,
+    describe,
+    describe_choice,
+    export_fastest,
+)
+
+SIZE = (64, 96)
+BRIEF = Measuring(threads=1, seconds=0.2, warmup_s=0.1)
+
+
+def _result(form: str, ms: float) -> BenchResult:
+    return BenchResult(
+        target="onnx-fp32", path=form, samples_ms=[ms, ms, 2 * ms], batch_size=1,
+        input_shape=(1, 64, 96, 3), peak_memory_mib=None, environment={"cpu": "c"},
+    )  # fmt: skip
+
+
+def test_the_fastest_form_is_chosen_and_the_others_are_told() -> None:
+    results = {
+        OutputKind.LOGITS: _result("a", 3.0),
+        OutputKind.LABELS: _result("b", 2.5),
+        OutputKind.LOW_LOGITS: _result("c", 2.0),
+    }
+    choice = describe_choice(results, {}, BRIEF)
+    assert choice["chosen"] == "low-logits"
+    assert choice["p50_ms"] == {"low-logits": 2.0, "labels": 2.5, "logits": 3.0}
+    assert choice["ratio_to_next"] == 1.25
+    assert describe(choice) == (
+        "low-logits is the fastest way to a label map here "
+        "(low-logits 2.0 ms, labels 2.5 ms, logits 3.0 ms)"
+    )
+
+
+@pytest.mark.serial
+def test_one_artifact_stays_and_is_taken_again_as_it_was_chosen(
+    checkpoint: Checkpoint, tmp_path: Path
+) -> None:
+    said: list[str] = []
+    done = export_fastest(
+        checkpoint.path, ["onnx-fp32"], tmp_path, size=SIZE, measuring=BRIEF, report=said.append
+    )
+    folder = tmp_path / "onnx-fp32+64x96+auto"
+    assert done[0].passed
+    assert done[0].outcome.path == folder
+    choice = load_artifact(folder).manifest.options[CHOICE]
+    assert set(choice["p50_ms"]) == {"logits", "labels", "low-logits"}
+    assert choice["chosen"] == min(choice["p50_ms"], key=choice["p50_ms"].get)
+    assert any("is the fastest way" in line for line in said)
+    kept = {path.name for path in tmp_path.iterdir()} - {"onnx-fp32+64x96"}  # The parent.
+    assert kept == {folder.name}
+    stamp = (folder / "model.onnx").stat().st_mtime_ns
+    again = export_fastest(checkpoint.path, ["onnx-fp32"], tmp_path, size=SIZE, measuring=BRIEF)
+    assert again[0].outcome.reused
+    assert (folder / "model.onnx").stat().st_mtime_ns == stamp
+    assert load_artifact(folder).manifest.options[CHOICE] == choice
+
+
+@pytest.mark.serial
+def test_a_stored_choice_is_not_measured_again(
+    checkpoint: Checkpoint, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    export_fastest(checkpoint.path, ["onnx-fp32"], tmp_path, size=SIZE, measuring=BRIEF)
+    folder = tmp_path / "onnx-fp32+64x96+auto"
+    before = load_artifact(folder).manifest
+    monkeypatch.setattr(
+        "segdeploy.workflows.choose_output.measure_interleaved",
+        lambda *_, **__: pytest.fail("timed"),
+    )
+    (folder / "model.onnx").write_bytes(b"damaged")
+    export_fastest(checkpoint.path, ["onnx-fp32"], tmp_path, size=SIZE, measuring=BRIEF)
+    after = load_artifact(folder).manifest
+    assert after.options[CHOICE] == before.options[CHOICE]
+    assert after.digest == before.digest
+
+
+def test_bind_is_the_whole_way_to_the_label_map(checkpoint: Checkpoint, tmp_path: Path) -> None:
+    from segdeploy.core.contract import InputKind, IoContract
+
+    image = np.random.default_rng(0).integers(0, 256, (*SIZE, 3), dtype=np.uint8)
+    maps = []
+    for form in (OutputKind.LOGITS, OutputKind.LABELS, OutputKind.LOW_LOGITS):
+        io = IoContract(InputKind.IMAGE, form)
+        made = export(checkpoint.path, ["onnx-fp32"], tmp_path, io=io, size=SIZE)[0]
+        with segdeploy.open(made.path) as predictor:
+            call = predictor.bind(image)
+            maps.append(call())
+            np.testing.assert_array_equal(maps[-1], predictor.predict(image).labels)
+    np.testing.assert_array_equal(maps[1], maps[0])
+    np.testing.assert_array_equal(maps[2], maps[0])
+
+
+def test_broken_output_word(
+    cli: Callable[..., tuple[int, str, str]], checkpoint: Checkpoint, tmp_path: Path
+) -> None:
+    code, _, err = cli(
+        "export", str(checkpoint.path), "--target", "onnx-fp32", "--out", str(tmp_path / "r"),
+        "--output", "lowlogits",
+    )  # fmt: skip
+    assert code == 2
+    assert "low-logits" in err
+
+
+def test_a_binary_model(binary_checkpoint: Checkpoint, tmp_path: Path) -> None:
+    from segdeploy.core.contract import IoContract
+    from segdeploy.verify import verify
+
+    io = IoContract(output=OutputKind.LOW_LOGITS)
+    made, plain = export(binary_checkpoint.path, ["onnx-fp32"], tmp_path, io=io, size=SIZE)
+    assert verify(made.path).passed
+    image = np.random.default_rng(1).integers(0, 256, (*SIZE, 3), dtype=np.uint8)
+    with segdeploy.open(made.path) as low, segdeploy.open(plain.path) as full:
+        found = low.predict(image)
+        np.testing.assert_array_equal(found.labels, full.predict(image).labels)
+        assert found.confidence is None
+        one, other = (p.predict(image, with_confidence=True).confidence for p in (low, full))
+        assert one is not None
+        assert other is not None
+        np.testing.assert_allclose(one, other, atol=1e-6)
+    maps = []
+    for path in (made.path, plain.path):
+        with open_predictor(path, threshold=0.6) as predictor:
+            maps += [predictor.predict(image).labels, predictor.bind(image)()]
+    assert not np.array_equal(maps[0], found.labels)
+    for each in maps[1:]:
+        np.testing.assert_array_equal(each, maps[0])
+
+
+def test_a_dry_run_writes_nothing(
+    cli: Callable[..., tuple[int, str, str]], checkpoint: Checkpoint, tmp_path: Path
+) -> None:
+    code, out, _ = cli(
+        "export", str(checkpoint.path), "--target", "onnx-fp32", "--out", str(tmp_path / "r"),
+        "--output", "auto", "--size", "64x96", "--dry-run", "--json",
+    )  # fmt: skip
+    assert code == 0
+    assert not (tmp_path / "r").exists()
+    assert any("low-logits" in row["path"] for row in json.loads(out))
+
+
+def test_a_full_resolution_head_is_refused_before_anything_is_built() -> None:
+    import torch
+
+    from segdeploy.backends.contract_module import find_upsampling
+
+    full = torch.nn.Conv2d(3, 4, 1)
+    with pytest.raises(UnsupportedTargetError, match="do not come out of"):
+        find_upsampling(full, SIZE)

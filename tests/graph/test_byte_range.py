@@ -1,0 +1,53 @@
+"""Ranges of unsigned bytes: against a slow search that rounds the values themselves."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+from numpy.typing import NDArray
+
+from segdeploy.graph.byte_range import ByteRange, Side, least_squared_error
+
+Values = NDArray[np.float64]
+
+
+def side(values: Values) -> Side:
+    magnitude = np.sort(np.abs(values))
+    return Side(magnitude, np.ones(magnitude.size), float(magnitude.max(initial=0.0)))
+
+
+def rounding_error(values: Values, low: float, high: float) -> float:
+    found = ByteRange(low, high, 0.0)
+    whole = np.clip(np.rint(values / found.scale) + found.zero_point, 0, 255)
+    return float(((whole - found.zero_point) * found.scale - values).__pow__(2).sum())
+
+
+@pytest.mark.parametrize("shape", ["relu", "hard_swish", "heavy tails", "negative only"])
+def test_no_pair_of_ends_rounds_clearly_better(shape: str) -> None:
+    rng = np.random.default_rng(3)
+    x = rng.normal(0, 2, 4000)
+    values = {
+        "relu": np.maximum(x, 0),
+        "hard_swish": x * np.clip(x / 6 + 0.5, 0, 1),
+        "heavy tails": rng.standard_t(3, 4000),
+        "negative only": -np.abs(x),
+    }[shape]
+    values = values[values != 0]
+    low, high = least_squared_error(side(values[values < 0]), side(values[values > 0]))
+    assert (low == 0) == (values.min() > 0)
+    assert (high == 0) == (values.max() < 0)
+    tried = [
+        rounding_error(values, values.min(initial=0) * a, values.max(initial=0) * b)
+        for a in np.linspace(0.1, 1, 19)
+        for b in np.linspace(0.1, 1, 19)
+    ]
+    assert rounding_error(values, low, high) <= 1.05 * min(tried)
+
+
+def test_zero_is_a_grid_point() -> None:
+    found = ByteRange(-0.375, 6.0, 0.0)
+    assert found.zero_point == 15
+    assert found.scale == pytest.approx(6.375 / 255)
+    assert ByteRange(0.0, 6.0, 0.0).zero_point == 0
+    assert ByteRange(-6.0, 0.0, 0.0).zero_point == 255
+    assert ByteRange(0.0, 0.0, 0.0).scale == 1.0

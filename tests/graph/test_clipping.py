@@ -1,0 +1,148 @@
+"""The four ways to clip, each against what it is by definition, on the values themselves."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+from numpy.typing import NDArray
+
+from segdeploy.core.errors import ConfigError
+from segdeploy.core.target import ClipMethod
+from segdeploy.graph.clipping import (
+    NUM_ENTROPY_BINS,
+    Histogram,
+    TensorRange,
+    choose_clip,
+    edges,
+)
+
+Values = NDArray[np.float32]
+
+
+def _count(*parts: Values, floor: float | None = None) -> Histogram:
+    found = Histogram()
+    for part in parts:
+        assert found.add(part, floor)
+    return found
+
+
+@pytest.fixture(scope="module")
+def values() -> Values:
+    rng = np.random.default_rng(3)
+    found: Values = np.maximum(rng.laplace(size=60_000), 0).astype(np.float32) * 3
+    return found
+
+
+def test_a_histogram_counts_every_value_once_in_the_bin_that_holds_it(values: Values) -> None:
+    found = _count(values, -values[:100])
+    assert found.num_zeros == np.count_nonzero(values == 0) + np.count_nonzero(values[:100] == 0)
+    assert found.total == values.size + 100
+    assert found.abs_max == values.max()
+    magnitudes = np.concatenate([values, values[:100]])
+    slow = np.histogram(magnitudes[magnitudes > 0], edges())[0]
+    np.testing.assert_array_equal(found.counts, slow)
+    bounds = edges()
+    assert np.all(np.diff(bounds) <= bounds[:-1] / 1000)
+
+
+def test_parts_and_their_order_do_not_matter(values: Values) -> None:
+    whole = _count(values)
+    parts = [np.ascontiguousarray(p) for p in np.array_split(np.flip(values), 7)]
+    again = _count(*parts)
+    np.testing.assert_array_equal(again.counts, whole.counts)
+    assert (again.abs_max, again.num_zeros) == (whole.abs_max, whole.num_zeros)
+
+
+def test_large_tensors_are_counted_in_chunks_like_small_ones() -> None:
+    rng = np.random.default_rng(0)
+    large = rng.standard_normal((3, 2**18 + 5)).astype(np.float32)
+    np.testing.assert_array_equal(_count(large).counts, _count(*large).counts)
+
+
+@pytest.mark.parametrize("bad", [np.nan, np.inf, -np.inf])
+def test_what_is_not_finite_is_told_and_adds_nothing(bad: float) -> None:
+    found = _count(np.ones(4, np.float32))
+    assert not found.add(np.asarray([1, bad, 2], np.float32))
+    assert found.total == 4
+    assert found.abs_max == 1
+
+
+def test_extreme_magnitudes_have_a_bin() -> None:
+    found = _count(np.asarray([1e-44, 1e-30, 3e38, -3e38], np.float32))
+    assert found.total == 4
+    assert found.abs_max == np.float32(3e38)
+    assert found.counts[0] == 2
+    assert found.counts[-1] == 2
+    assert np.isfinite(choose_clip(found).scale)
+
+
+def test_what_is_below_the_floor_counts_as_the_floor() -> None:
+    found = _count(np.asarray([-9, -3, 1], np.float32), floor=-3.0)
+    assert found.abs_max == 3
+
+
+@pytest.mark.parametrize("method", list(ClipMethod))
+def test_a_tensor_that_is_always_zero_gets_a_harmless_scale(method: ClipMethod) -> None:
+    assert choose_clip(_count(np.zeros(10, np.float32)), method) == TensorRange(0.0, 0.0, 0.0)
+    assert choose_clip(Histogram(), method).scale == 1.0
+
+
+@pytest.mark.parametrize("method", list(ClipMethod))
+def test_a_constant_tensor_is_reached(method: ClipMethod) -> None:
+    found = choose_clip(_count(np.full(1000, -2.5, np.float32)), method)
+    assert found.abs_max == 2.5
+    assert found.clip == pytest.approx(2.5, rel=1e-2)
+    assert found.clipped_share == 0 or found.clip > 2.49
+
+
+@pytest.mark.parametrize("method", list(ClipMethod))
+def test_a_clip_lies_within_the_values(method: ClipMethod, values: Values) -> None:
+    found = choose_clip(_count(values), method)
+    assert 0 < found.clip <= found.abs_max == values.max()
+    assert found.clipped_share == pytest.approx(np.mean(values > found.clip), abs=2e-4)
+
+
+def test_min_max_is_the_largest_magnitude(values: Values) -> None:
+    assert choose_clip(_count(-values), ClipMethod.MIN_MAX).clip == values.max()
+
+
+@pytest.mark.parametrize("percentile", [50, 90, 99, 99.99, 100])
+def test_a_percentile_is_that_of_all_values(values: Values, percentile: float) -> None:
+    found = choose_clip(_count(values), ClipMethod.PERCENTILE, percentile)
+    slow = np.percentile(values, percentile, method="inverted_cdf")
+    assert found.clip == pytest.approx(slow, rel=2e-3, abs=1e-15)
+
+
+@pytest.mark.parametrize("percentile", [0, -1, 100.01, float("nan")])
+def test_a_percentile_out_of_range_is_refused(percentile: float) -> None:
+    with pytest.raises(ConfigError, match="percentile"):
+        choose_clip(_count(np.ones(3, np.float32)), ClipMethod.PERCENTILE, percentile)
+
+
+def test_entropy_matches_a_slow_search(values: Values) -> None:
+    found = choose_clip(_count(values), ClipMethod.ENTROPY)
+    positive = values[values > 0].astype(np.float64)
+    linear = np.histogram(positive, NUM_ENTROPY_BINS, (0, values.max()))[0].astype(np.float64)
+
+    def divergence(size: int) -> float:
+        reference = linear[:size].copy()
+        reference[-1] += linear[size:].sum()
+        candidate = np.zeros(size)
+        for level in range(128):
+            inside = [i for i in range(size) if i * 128 // size == level and linear[i] > 0]
+            for i in inside:
+                candidate[i] = sum(linear[j] for j in inside) / len(inside)
+        p, q = reference / reference.sum(), candidate / candidate.sum()
+        both = (p > 0) & (q > 0)
+        return float((p[both] * np.log(p[both] / q[both])).sum())
+
+    chosen = round(found.clip / float(values.max()) * NUM_ENTROPY_BINS)
+    best = min(divergence(size) for size in range(128, NUM_ENTROPY_BINS + 1, 32))
+    assert divergence(chosen) <= 1.05 * best
+
+
+def test_one_outlier_does_not_decide_the_range() -> None:
+    values = np.abs(np.random.default_rng(0).standard_normal(200_000)).astype(np.float32)
+    values[0] = 100.0
+    found = choose_clip(_count(values))
+    assert 3 < found.clip < 75

@@ -1,0 +1,145 @@
+"""The cut before the last Resize: the same decisions as the whole graph, or a refusal."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+import onnx
+import onnxruntime
+import pytest
+import torch
+from onnx import TensorProto, helper, numpy_helper
+
+from segdeploy.backends.contract_module import find_upsampling
+from segdeploy.backends.onnx_export import export_checkpoint
+from segdeploy.core.errors import BuildError, UnsupportedTargetError
+from segdeploy.core.preprocess import PreprocessSpec
+from segdeploy.core.task import Task, decision_margin
+from segdeploy.graph.fp16 import cast_to_fp16
+from segdeploy.graph.low_logits import cut_low_logits, find_last_resize
+from segdeploy.graph.low_logits import low_size as size_in_graph
+from segdeploy.upsampling import reference_labels, upsample_logits
+from segdeploy.zoo import create_model, save_checkpoint
+
+SIZE = (97, 130)
+SLOW = (
+    "deeplabv3_mobilenet_v3_large", "fcn_resnet50", "deeplabv3plus_resnet34", "fpn_resnet34",
+    "segformer_mit_b0", "upernet_resnet34",
+)  # fmt: skip
+ENDING = [
+    "lraspp_mobilenet_v3_small",
+    *(pytest.param(name, marks=pytest.mark.slow) for name in ("pspnet_resnet18", *SLOW)),
+]
+
+
+def _export(name: str, folder: Path) -> onnx.ModelProto:
+    torch.manual_seed(0)
+    module = create_model(name, 5)
+    with torch.no_grad():
+        for norm in (m for m in module.modules() if isinstance(m, torch.nn.BatchNorm2d)):
+            norm.momentum = None
+        module.train()(torch.rand(4, 3, 96, 96) * 4 - 2)  # Sane statistics.
+    checkpoint = save_checkpoint(
+        folder / "checkpoint", module.eval(), model=name, task=Task.MULTICLASS,
+        classes=tuple("abcde"), preprocess=PreprocessSpec(), trained=False,
+    )  # fmt: skip
+    model: onnx.ModelProto = export_checkpoint(checkpoint, SIZE)
+    return model
+
+
+def _run(model: onnx.ModelProto, batch: np.ndarray) -> np.ndarray:
+    session = onnxruntime.InferenceSession(model.SerializeToString())
+    found: np.ndarray = session.run(None, {"tensor": batch})[0]
+    return found
+
+
+@pytest.mark.parametrize("name", ENDING)
+def test_models_of_the_zoo_decide_as_before(name: str, tmp_path: Path) -> None:
+    whole = _export(name, tmp_path)
+    last = find_last_resize(whole)
+    found, low_size = find_upsampling(create_model(name, 5), SIZE)
+    assert found.align_corners == last.align_corners
+    assert size_in_graph(whole, last) in {None, low_size}
+    cut = cut_low_logits(whole, last.align_corners, low_size)
+    assert [(v.name, len(cut.graph.output)) for v in cut.graph.output] == [("low_logits", 1)]
+    assert len(cut.graph.node) <= len(whole.graph.node)
+    batch = np.random.default_rng(0).normal(size=(2, 3, *SIZE)).astype(np.float32)
+    logits, low = _run(whole, batch), _run(cut, batch)
+    assert low.shape == (2, 5, *low_size)
+    labels = reference_labels(low, SIZE, align_corners=last.align_corners, task=Task.MULTICLASS)
+    differ = labels != logits.argmax(axis=1)
+    # ONNX Runtime's Resize rounds otherwise than the reference: near a tie, and nowhere else.
+    full = upsample_logits(low, SIZE, align_corners=last.align_corners)
+    assert np.abs(full - logits).max() < 3e-5 * np.abs(logits).max()
+    assert decision_margin(full, Task.MULTICLASS)[differ].max(initial=0) < 3e-5 * np.abs(full).max()
+    assert differ.sum() <= 3
+
+
+@pytest.mark.parametrize("name", ["unet", "u2net_lite"])
+def test_networks_with_a_full_resolution_head_are_refused(name: str) -> None:
+    with pytest.raises(UnsupportedTargetError, match="low resolution"):
+        find_upsampling(create_model(name, 5), (64, 96))
+
+
+def _tail(
+    mode: str = "linear",
+    rule: str = "half_pixel",
+    behind: str | None = None,
+    scales: tuple[float, ...] = (1, 1, 4, 4),
+    antialias: int = 0,
+) -> onnx.ModelProto:
+    ends = [("tensor", [1, 3, 8, 8]), ("logits", [1, 3, 32, 32])]
+    values = [helper.make_tensor_value_info(n, TensorProto.FLOAT, s) for n, s in ends]
+    nodes = [
+        helper.make_node("Neg", ["tensor"], ["low"]),
+        helper.make_node("Resize", ["low", "", "scales"], ["wide" if behind else "logits"],
+                         mode=mode, coordinate_transformation_mode=rule, antialias=antialias),
+    ]  # fmt: skip
+    if behind:
+        nodes.append(helper.make_node(behind, ["wide"], ["logits"]))
+    stored = [numpy_helper.from_array(np.asarray(scales, np.float32), "scales")]
+    graph = helper.make_graph(nodes, "g", values[:1], values[1:], stored)
+    return helper.make_model(graph, opset_imports=[helper.make_opsetid("", 18)], ir_version=9)
+
+
+@pytest.mark.parametrize(
+    ("wrong", "why"),
+    [
+        ({"mode": "nearest"}, "nearest"),
+        ({"mode": "cubic"}, "cubic"),
+        ({"rule": "asymmetric"}, "asymmetric"),
+        ({"antialias": 1}, "antialias"),
+        ({"behind": "Sigmoid"}, "Sigmoid"),
+        ({"scales": (1, 2, 4, 4)}, "more than height and width"),
+    ],
+)
+def test_other_endings_are_refused_by_name(wrong: dict[str, object], why: str) -> None:
+    with pytest.raises(UnsupportedTargetError, match=why):
+        find_last_resize(_tail(**wrong))  # type: ignore[arg-type]
+
+
+@pytest.mark.parametrize("rule", ["half_pixel", "pytorch_half_pixel", "align_corners"])
+@pytest.mark.parametrize("behind", [None, "Identity"])
+def test_endings_that_are_cut(rule: str, behind: str | None) -> None:
+    model = _tail(rule=rule, behind=behind)
+    is_aligned = rule == "align_corners"
+    cut = cut_low_logits(model, is_aligned, (8, 8))
+    assert [node.op_type for node in cut.graph.node] == ["Neg", "Identity"]
+    batch = np.random.default_rng(1).normal(size=(1, 3, 8, 8)).astype(np.float32)
+    full = upsample_logits(_run(cut, batch), (32, 32), align_corners=is_aligned)
+    # A coordinate below 8 is rounded once, in another order of multiplying and dividing.
+    steepest = float(np.ptp(batch))
+    np.testing.assert_allclose(full, _run(model, batch), rtol=0, atol=8 * 2.0**-23 * steepest)
+
+
+def test_a_graph_that_contradicts_its_model_is_not_cut() -> None:
+    with pytest.raises(BuildError, match="align_corners"):
+        cut_low_logits(_tail(), align_corners=True, size=None)
+
+
+def test_low_logits_of_an_fp16_graph_are_float32() -> None:
+    cut = cut_low_logits(cast_to_fp16(_tail()), align_corners=False, size=(8, 8))
+    assert cut.graph.output[0].type.tensor_type.elem_type == TensorProto.FLOAT
+    batch = np.random.default_rng(2).normal(size=(1, 3, 8, 8)).astype(np.float32)
+    np.testing.assert_allclose(_run(cut, batch), -batch, atol=1e-2)
