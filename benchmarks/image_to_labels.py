@@ -107,6 +107,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
     parser.add_argument("--case", action="append", choices=["photo", "scene"])
     parser.add_argument("--data", default="camvid:../shared/data/camvid")
+    parser.add_argument("--build", action="store_true", help="stop before the clock starts")
     parser.add_argument("--threads", type=int, default=2)
     parser.add_argument("--rounds", type=int, default=12)
     parser.add_argument("--seconds", type=float, default=1.0, help="of one block")
@@ -120,6 +121,9 @@ def main() -> None:
     }
     found = read_result(RESULTS) or {}
     for name in options.case or cases:
+        if options.build:
+            build(cases[name])
+            continue
         found[name] = measure(cases[name], options.threads, options.rounds, options.seconds)
         write_json(RESULTS, found)
         print(json.dumps({row["pipeline"]: row["p50_ms"] for row in found[name]["rows"]}, indent=2))

@@ -79,3 +79,89 @@ def image_to_labels() -> str:
         )
         parts.append("\n".join(lines))
     return "\n\n".join(parts)
+
+
+def label_kernel() -> str:
+    found = read("label_kernel")
+    lines = []
+    for case in found["cases"]:
+        (height, width), (low_height, low_width) = case["size"], case["low_size"]
+        share = case["boundary_share"]
+        base = case["rows"][0]["p50_ms"]
+        lines += [
+            (
+                f"**{low_height}x{low_width} to {height}x{width}, {case['num_classes']} "
+                f"classes**; cells that are computed: fp32 {100 * share['onnx-fp32']:.1f} %, "
+                f"int8 {100 * share['onnx-int8']:.1f} %"
+            ),
+            "",
+            "| way | p50, ms | min, ms | reference / way | peak memory, MiB | other pixels |",
+            "|---|---|---|---|---|---|",
+        ]
+        for row in case["rows"]:
+            lines.append(
+                f"| {row['way']} | {row['p50_ms']:.2f} | {row['min_ms']:.2f} "
+                f"| {base / row['p50_ms']:.0f} | {row['peak_mib']:.1f} "
+                f"| {row['pixels_unlike_reference']} of {case['num_pixels']} |"
+            )
+        lines.append("")
+    cpu = found["environment"]["cpu"]
+    lines.append(
+        f"Logits of the trained LRASPP on CamVid images, all ways in turn in one run on {cpu}; "
+        "peak memory above what the process held. Made by `benchmarks/label_kernel.py`."
+    )
+    return "\n".join(lines)
+
+
+def calibration() -> str:
+    rows = read("calibration_options")["rows"]
+    base = {row["model"]: row["mean_iou"] for row in rows if row["options"] == "fp32"}
+    lines = [
+        "| model | calibration | decides as fp32, % | delta mIoU, points | images |",
+        "|---|---|---|---|---|",
+    ]
+    for row in rows:
+        if row["options"] != "fp32":
+            delta = 100 * (row["mean_iou"] - base[row["model"]])
+            images = "all" if row["every"] == 1 else f"1 of {row['every']}"
+            lines.append(
+                f"| {row['model']} | {row['options']} | {100 * row['agreement']:.2f} "
+                f"| {delta:+.2f} | {images} |"
+            )
+    return "\n".join([*lines, "\nMade by `benchmarks/calibration_options.py`."])
+
+
+def calibration_memory() -> str:
+    found = read("calibration_memory")
+    lines = ["| images | peak memory, MiB | seconds |", "|---|---|---|"]
+    lines += [
+        f"| {row['images']} | {row['peak_memory_mib']} | {row['seconds']:.0f} |"
+        for row in found["rows"]
+    ]
+    return "\n".join([*lines, "\nMade by `benchmarks/calibration_memory.py`."])
+
+
+def policies() -> str:
+    lines = []
+    for file in sorted((HERE / "results").glob("int8_policies_*.json")):
+        found = read(file.stem)
+        heading = f"{found['target']}, {found['threads']} threads, {found['cpu']}"
+        lines += [
+            f"**{heading}** (load average at the end {found['load_average'][0]:.1f})\n",
+            "| model | policy | borders | flips | hard flips | / default | interval |",
+            "|---" * 7 + "|",
+        ]
+        for model, measured in found["models"].items():
+            for name, row in measured["variants"].items():
+                low, high = row["interval"]
+                lines.append(
+                    f"| {model} | {name} | {row['borders']} | {row['flip_rate']:.2%} "
+                    f"| {row['hard_flip_rate']:.1e} | {row['ratio']:.3f} "
+                    f"| {low:.3f}..{high:.3f} |"
+                )
+        lines.append("")
+    lines.append(
+        "Flips against onnx-fp32 on CamVid's validation images; ratios within rounds in which all "
+        "variants of a model ran in turn. Made by `benchmarks/int8_policies.py`."
+    )
+    return "\n".join(lines)

@@ -7,6 +7,7 @@ in a child process, where a crash of foreign code would show as one.
 
 from __future__ import annotations
 
+import json
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
@@ -284,7 +285,7 @@ def check_case(case: Case, cli: Cli, folder: Path) -> None:
     assert code == case.code, err
     assert case.words in err
     if code != 0:
-        assert out in {"", "[]\n"}
+        assert json.loads(out)["error"]["exit_code"] == code
         assert not run.exists()
         return
     assert_whole(run)

@@ -112,7 +112,8 @@ def test_the_command_line_takes_a_policy(checkpoint: Checkpoint, run: Path, cli:
         "--name", "everything", "--no-verify", "--json",
     )  # fmt: skip
     assert code == 0, err
-    assert [each["reused"] for each in json.loads(out)] == [True, True]
+    assert {each["target"] for each in json.loads(out)} == {"onnx-int8", "onnx-fp32"}
+    assert load_artifact(run / "everything").manifest.options["int8"]["policy"] == "all"
 
 
 def test_show_prints_what_became_of_every_node(checkpoint: Checkpoint, run: Path, cli: Cli) -> None:

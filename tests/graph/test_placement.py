@@ -90,6 +90,8 @@ def make_every_group() -> onnx.ModelProto:
     other = b.add("LeakyRelu", [other], "grow_act", alpha=0.1)
     both = b.add("Concat", [up, other, joined], "both", axis=1)
     head = b.add("Relu", [b.conv(both, "head", (8, 24, 3, 3), pads=[1] * 4)], "head_act")
+    late = b.conv(head, "late", (8, 1, 3, 3), pads=[1] * 4, group=8)
+    head = b.conv(late, "squeeze", (8, 8, 1, 1))
     logits = b.conv(head, "coarse", (5, 8, 1, 1))
     b.add("Resize", [logits, "", "twice"], "logits", mode="linear")
     value = helper.make_tensor_value_info
@@ -134,10 +136,11 @@ def test_the_graph_has_every_group_and_each_is_found_by_structure(model: onnx.Mo
     groups = NodeGroups(model.graph).by_node
     assert set(groups.values()) == set(CHOICES)
     wanted = {
-        "stem": "first_convolution", "deep": "stem_depthwise", "mixed": "depthwise",
-        "fc1": "pooled", "fc2": "pooled",
-        "gated": "gate", "project": "pointwise", "sum": "residual", "sum2": "residual_relu",
-        "again": "convolution", "grow": "transposed", "grow_act": "activation", "pool": "max_pool",
+        "stem": "first_convolution", "deep": "stem_depthwise", "mixed": "stem",
+        "project": "stem", "fc1": "pooled", "fc2": "pooled", "late": "depthwise",
+        "squeeze": "pointwise", "gated": "gate", "sum": "residual", "sum2": "residual_relu",
+        "again": "stem", "inner": "convolution", "grow": "transposed",
+        "grow_act": "activation", "pool": "max_pool",
         "both": "concat", "padded": "resize", "coarse": "classifier", "deep_act": "hard_swish",
     }  # fmt: skip
     assert {name: groups[f"n_{name}"] for name in wanted} == wanted
@@ -171,6 +174,8 @@ def test_by_default_pooled_gates_activations_and_the_classifier_stay(
         "inner",
         "grow",
         "mixed",
+        "late",
+        "squeeze",
     }
     assert weights == convolutions | {"head", "fc1", "fc2"}
     assert placement.source == {"pool": "small"}
