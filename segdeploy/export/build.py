@@ -132,6 +132,7 @@ def _build_key(manifest: Manifest, versions: Mapping[str, str]) -> str:
     plain = msgspec.to_builtins(manifest)
     if plain["upsampling"] is None:
         del plain["upsampling"]  # Keys of all other artifacts are older than this field.
+    plain["options"].get("int8", {}).pop("policy", None)  # Its digest says what it does.
     for link in ("parent", "reference"):
         plain[link] = plain[link]["digest"]  # Where it lies may change; what it is may not.
     return digest_of(
@@ -238,8 +239,9 @@ def _finished_graph(
     from segdeploy.graph.fold_normalization import fold_normalization
     from segdeploy.graph.overflow import Peaks
     from segdeploy.graph.proto import graph_bytes, load_graph
+    from segdeploy.graph.qdq import half_scale
 
-    plain = load_graph(parent.payload)
+    plain, rest = load_graph(parent.payload), BACKENDS.get(step.target.backend).rest
     policy = _policy_of(step, context)
     images, spec, progress = context.calibration, wanted.preprocess, context.progress
     if step.io.input is InputKind.IMAGE:
@@ -251,7 +253,8 @@ def _finished_graph(
         if images is None:
             raise BuildError("An int8 graph needs calibration images.")
         found = find_ranges(plain, images, spec, progress, policy)
-        write_json(folder / CALIBRATION, describe(images, found))
+        is_half = rest is Precision.FP16
+        write_json(folder / CALIBRATION, describe(images, found, half_scale if is_half else float))
         return found
 
     def peaks(model: onnx.ModelProto) -> Peaks | None:
@@ -260,7 +263,6 @@ def _finished_graph(
     def finish(model: onnx.ModelProto) -> onnx.ModelProto:
         return model if images is None else finish_int8(plain, model, images, spec, progress)
 
-    rest = BACKENDS.get(step.target.backend).rest
     graph, found = convert_precision(
         plain, step.target.precision, ranges, rest, peaks, policy, finish
     )

@@ -23,7 +23,7 @@ from segdeploy.core.target import ClipMethod
 from segdeploy.data import TRAIN, Dataset, open_dataset
 from segdeploy.data.apart import CALIBRATION, pixel_digest
 from segdeploy.export.coverage import choose_by_coverage, spread
-from segdeploy.graph.clipping import LEVELS, TensorRange, check_percentile
+from segdeploy.graph.clipping import TensorRange, check_percentile
 
 RECIPE = 2  # Of int8 graphs alone: raise it when the same images and options give other ranges.
 MIN_SIDE = 32
@@ -122,14 +122,20 @@ def open_calibration(
     return CalibrationSet(spec, dataset, even, f"{BY_SPREAD}: no pixel is labelled", options)
 
 
-def describe(calibration: CalibrationSet, ranges: Mapping[str, TensorRange]) -> dict[str, Any]:
-    """Return the document `calibration.json`; without ranges the converter chose them itself."""
+def describe(
+    calibration: CalibrationSet,
+    ranges: Mapping[str, TensorRange],
+    stored_scale: Callable[[float], float] = float,
+) -> dict[str, Any]:
+    """Return the document `calibration.json`; without ranges the converter chose them itself.
+
+    `stored_scale` gives the scale as the graph holds it, where that is rounded.
+    """
     options = {"options": calibration.options.to_dict()} if ranges else {}
     return {
         "data": calibration.spec,
         "split": TRAIN,
         **options,
-        "levels": LEVELS,
         "chosen_by": calibration.chosen_by,
         "digest": calibration.digest,
         "images": calibration.images,
@@ -137,7 +143,7 @@ def describe(calibration: CalibrationSet, ranges: Mapping[str, TensorRange]) -> 
             name: {
                 "abs_max": found.abs_max,
                 "clip": found.clip,
-                "scale": found.scale,
+                "scale": stored_scale(found.scale),
                 "clipped_share": found.clipped_share,
                 "asymmetric": {
                     "low": found.bytes.low,

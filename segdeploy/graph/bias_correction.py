@@ -20,7 +20,7 @@ import onnx
 from numpy.typing import NDArray
 from onnx import TensorProto, helper, numpy_helper
 
-from segdeploy.core.errors import DataError
+from segdeploy.core.errors import BuildError, DataError
 from segdeploy.graph.calibrate import Batches, open_graph, run_all
 from segdeploy.graph.pass_contract import Need, PassContract
 from segdeploy.graph.proto import (
@@ -47,6 +47,7 @@ def correct_bias(
         batches: Gives the calibration batches.
 
     Raises:
+        BuildError: If the graph was corrected before.
         DataError: If there is no batch, or an activation is not finite.
     """
     CONTRACT.check_before(quantized)
@@ -61,9 +62,10 @@ def correct_bias(
             continue
         old = node.input[2] if len(node.input) > 2 else ""
         before = to_array(stored[old]).astype(np.float64) if old else 0.0
-        added.append(
-            numpy_helper.from_array((before + shift).astype(np.float32), f"{node.name}_bias")
-        )
+        name = f"{node.name}_corrected_bias"
+        if name in stored:
+            raise BuildError(f"The graph has a tensor {name} already; is it corrected?")
+        added.append(numpy_helper.from_array((before + shift).astype(np.float32), name))
         node.input[:] = [*node.input[:2], added[-1].name]
     replace_initializers(graph, [*stored.values(), *added])
     return CONTRACT.check_after(quantized, corrected)

@@ -21,22 +21,30 @@ Values = NDArray[np.float64]
 
 @dataclass(frozen=True)
 class ByteRange:
-    """The reals that the bytes 0 and 255 stand for (low <= 0 <= high), share of values outside."""
+    """A grid of bytes: its step, the byte that stands for 0, the share of values outside."""
 
-    low: float
-    high: float
-    clipped_share: float
+    scale: float
+    zero_point: int
+    clipped_share: float = 0.0
+
+    @classmethod
+    def between(cls, low: float, high: float) -> ByteRange:
+        """Return the grid over low <= 0 <= high, moved by at most half a step so that it hits 0.
+
+        A tensor that is always zero gets a step of 1.
+        """
+        step = float(np.float32((high - low) / LEVELS)) or 1.0
+        return cls(step, int(np.clip(np.rint(-low / step), 0, LEVELS)))
 
     @property
-    def scale(self) -> float:
-        """Step of the grid; 1 for a tensor that is always zero."""
-        step = float(np.float32((self.high - self.low) / LEVELS))
-        return step if step > 0 else 1.0
+    def low(self) -> float:
+        """The real that the byte 0 stands for."""
+        return -self.zero_point * self.scale
 
     @property
-    def zero_point(self) -> int:
-        """The byte that stands for 0."""
-        return int(np.clip(np.rint(-self.low / self.scale), 0, LEVELS))
+    def high(self) -> float:
+        """The real that the byte 255 stands for."""
+        return (LEVELS - self.zero_point) * self.scale
 
 
 @dataclass(frozen=True)

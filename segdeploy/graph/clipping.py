@@ -16,7 +16,7 @@ by the other methods as far as the symmetric clip reaches into the values that w
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 from numpy.typing import NDArray
@@ -35,7 +35,7 @@ NUM_BINS = 128 << _FRACTION_BITS  # ... and end at 2^64.
 _CHUNK = 2**18  # Elements at a time: the copies stay in the processor's cache.
 _MAGNITUDE = np.uint32(0x7FFFFFFF)
 
-_NO_VALUES = ByteRange(0.0, 0.0, 0.0)
+_NO_VALUES = ByteRange(1.0, 0)
 
 Counts = NDArray[np.int64]
 
@@ -136,7 +136,7 @@ def choose_clip(
     if not used.size or found.abs_max <= 0:
         return TensorRange(0.0, 0.0, 0.0)
     bounds = edges()
-    centre = np.minimum((bounds[used] + bounds[used + 1]) / 2, found.abs_max)
+    centre = _centres(used, bounds, found.abs_max)
     weight = counts[used]
     if method is ClipMethod.MIN_MAX:
         clip = found.abs_max
@@ -160,17 +160,25 @@ def _choose_bytes(found: Histogram, method: ClipMethod, clip: float) -> ByteRang
         low, high = least_squared_error(negative, positive)
     else:
         low, high = -min(clip, negative.limit), min(clip, positive.limit)
-    ends = ((negative, -low), (positive, high))
-    outside = sum(float(side.beyond(np.array([end]))[0][0]) for side, end in ends if end)
-    return ByteRange(low, high, outside / found.total)
+    grid = ByteRange.between(low, high)
+    ends = ((negative, grid.scale / 2 - grid.low), (positive, grid.high + grid.scale / 2))
+    outside = sum(float(side.beyond(np.array([end]))[0][0]) for side, end in ends)
+    return replace(grid, clipped_share=outside / found.total)
 
 
 def _side(found: Histogram, sign: int) -> Side:
     """Return the values above (0) or below (1) zero, each bin at its centre."""
     used = np.flatnonzero(found.signed[sign])
-    bounds, limit = edges(), found.peaks[sign]
+    limit = found.peaks[sign]
+    return Side(_centres(used, edges(), limit), found.signed[sign][used].astype(np.float64), limit)
+
+
+def _centres(
+    used: NDArray[np.intp], bounds: NDArray[np.float64], limit: float
+) -> NDArray[np.float64]:
+    """Return what the values of each bin count as; the last bin has no upper end."""
     centre = np.minimum((bounds[used] + bounds[used + 1]) / 2, limit)
-    return Side(centre, found.signed[sign][used].astype(np.float64), limit)
+    return np.where(used == NUM_BINS - 1, limit, centre)
 
 
 def signal_to_noise(found: Histogram, clip: float) -> float:

@@ -42,9 +42,11 @@ LIMIT = FP16_MAX / HEADROOM
 _SHAPE_READERS = {"Shape", "Size"}
 _SPATIAL, _ALL_BUT_BATCH, _ONE = "island_spatial_axes", "island_inner_axes", "island_one"
 _CONSTANTS = {_SPATIAL: [2, 3], _ALL_BUT_BATCH: [1, 2, 3], _ONE: [1]}
-_NORMS = {
-    "InstanceNormalization": _SPATIAL,
-    "GroupNormalization": _ALL_BUT_BATCH,  # More than one group adds up: on the safe side.
+_OVER_AXES = {
+    "GlobalAveragePool": ("ReduceL1", _SPATIAL),
+    "InstanceNormalization": ("ReduceSumSquare", _SPATIAL),
+    # More than one group adds up: on the safe side.
+    "GroupNormalization": ("ReduceSumSquare", _ALL_BUT_BATCH),
 }
 _SUMS = {"ReduceSum": "ReduceL1", "ReduceMean": "ReduceL1", "ReduceL2": "ReduceSumSquare"}
 
@@ -98,10 +100,11 @@ def _sum_nodes(node: onnx.NodeProto) -> list[onnx.NodeProto]:
         inputs = [data, *node.input[1:]]
         kept = {a.name: helper.get_attribute_value(a) for a in node.attribute}
         return [helper.make_node(_SUMS[node.op_type], inputs, [result], **kept)]
-    if node.op_type == "GlobalAveragePool":
-        return [helper.make_node("ReduceL1", [data, _SPATIAL], [result])]
-    if node.op_type in _NORMS:
-        return [helper.make_node("ReduceSumSquare", [data, _NORMS[node.op_type]], [result])]
+    if node.op_type in _OVER_AXES:
+        operator, axes = _OVER_AXES[node.op_type]
+        return [helper.make_node(operator, [data, axes], [result])]
+    if node.op_type == "AveragePool":
+        return _window_nodes(node, result)
     if node.op_type == "LayerNormalization":
         square = helper.make_node("Mul", [data, data], [f"{result}_square"])
         flat = helper.make_node(
@@ -116,6 +119,18 @@ def _sum_nodes(node: onnx.NodeProto) -> list[onnx.NodeProto]:
         )  # fmt: skip
         return [top, helper.make_node("Reciprocal", [f"{result}_top"], [result])]
     return []
+
+
+def _window_nodes(node: onnx.NodeProto, result: str) -> list[onnx.NodeProto]:
+    """Return nodes that compute the sum of |x| over each window of a pooling node."""
+    area = float(np.prod(attribute(node, "kernel_shape")))
+    kept = {a.name: helper.get_attribute_value(a) for a in node.attribute}
+    return [
+        helper.make_node("Abs", [node.input[0]], [f"{result}_size"]),
+        helper.make_node("AveragePool", [f"{result}_size"], [f"{result}_mean"], **kept),
+        helper.make_node("Constant", [], [f"{result}_area"], value_float=area),
+        helper.make_node("Mul", [f"{result}_mean", f"{result}_area"], [result]),
+    ]
 
 
 def find_islands(model: onnx.ModelProto, peaks: Peaks | None = None) -> dict[str, str]:

@@ -111,7 +111,7 @@ class _QdqInsertion:
         if name not in self.placement.activations:
             return []
         step = round_scales(np.asarray(self.scales[name], np.float32), self.scale_type, name)
-        grid = [self._add(f"{name}_scale", step), self._zero_point(name, float(step))]
+        grid = [self._add(f"{name}_scale", step), self._zero_point(name)]
         return [
             helper.make_node(
                 "QuantizeLinear", [name, *grid], [f"{name}_q"], name=f"{name}_quantize"
@@ -125,12 +125,12 @@ class _QdqInsertion:
     def _scale(self, found: TensorRange) -> float:
         return found.scale if self.is_symmetric else found.bytes.scale
 
-    def _zero_point(self, name: str, step: float) -> str:
+    def _zero_point(self, name: str) -> str:
         """Return the stored zero point of a tensor's grid; equal ones are one."""
         if self.is_symmetric:
             return self._add(_ZERO, np.asarray(0, np.int8))
-        whole = np.clip(np.rint(-self.ranges[name].bytes.low / step), 0, 255).astype(np.uint8)
-        return self._add(f"uint8_zero_point_{whole}", whole)
+        zero = self.ranges[name].bytes.zero_point
+        return self._add(f"uint8_zero_point_{zero}", np.asarray(zero, np.uint8))
 
     def _quantize_weight(
         self, weight: Weight, readers: Mapping[str, list[onnx.NodeProto]]
@@ -209,3 +209,8 @@ def round_scales(
             hint="Its activations would overflow in fp16 as well: export fp32 instead.",
         )
     return np.asarray(rounded, np.float32)
+
+
+def half_scale(scale: float) -> float:
+    """Return a scale as a graph stores it whose rest is float16."""
+    return float(round_scales(np.asarray(scale, np.float32), np.float16, "a tensor"))

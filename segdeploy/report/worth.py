@@ -78,7 +78,7 @@ def find_standing(one: Measured, artifacts: Sequence[Measured]) -> tuple[Standin
         return Standing.FAILED, []
     if one.latency_ms is None:
         return Standing.UNMEASURED, []
-    better = sorted((r for r in find_rivals(one, artifacts) if dominates(r, one)), key=latency_of)
+    better = sorted((r for r in find_rivals(one, artifacts) if beats(r, one)), key=latency_of)
     return (Standing.DOMINATED if better else Standing.FRONT), better
 
 
@@ -92,6 +92,16 @@ def find_rivals(one: Measured, artifacts: Sequence[Measured]) -> list[Measured]:
         and other.latency_ms is not None
         and other.conditions == one.conditions
     ]
+
+
+def beats(one: Measured, other: Measured) -> bool:
+    """Return whether `one` dominates `other` and is no slower in the figures themselves.
+
+    "Within noise" is not transitive: three artifacts could dominate each other in a ring, and
+    none would be left. The order of the figures has no rings.
+    """
+    first, second = latency_of(one), latency_of(other)
+    return dominates(one, other) and (first, one.name) < (second, other.name)
 
 
 def dominates(one: Measured, other: Measured) -> bool:

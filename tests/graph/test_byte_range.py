@@ -17,7 +17,7 @@ def side(values: Values) -> Side:
 
 
 def rounding_error(values: Values, low: float, high: float) -> float:
-    found = ByteRange(low, high, 0.0)
+    found = ByteRange.between(low, high)
     whole = np.clip(np.rint(values / found.scale) + found.zero_point, 0, 255)
     return float(((whole - found.zero_point) * found.scale - values).__pow__(2).sum())
 
@@ -45,9 +45,13 @@ def test_no_pair_of_ends_rounds_clearly_better(shape: str) -> None:
 
 
 def test_zero_is_a_grid_point() -> None:
-    found = ByteRange(-0.375, 6.0, 0.0)
+    found = ByteRange.between(-0.375, 6.0)
     assert found.zero_point == 15
     assert found.scale == pytest.approx(6.375 / 255)
-    assert ByteRange(0.0, 6.0, 0.0).zero_point == 0
-    assert ByteRange(-6.0, 0.0, 0.0).zero_point == 255
-    assert ByteRange(0.0, 0.0, 0.0).scale == 1.0
+    assert (found.low, found.high) == pytest.approx((-0.375, 6.0))
+    assert ByteRange.between(0.0, 6.0).zero_point == 0
+    assert ByteRange.between(-6.0, 0.0).zero_point == 255
+    assert ByteRange.between(0.0, 0.0).scale == 1.0
+    moved = ByteRange.between(-0.38, 6.0)  # 15.19 steps.
+    assert moved.zero_point == 15
+    assert moved.low == pytest.approx(-15 * 6.38 / 255)

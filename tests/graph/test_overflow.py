@@ -151,6 +151,14 @@ def test_what_an_operator_adds_up_inside_counts(
     assert find_islands(model, loud) == {"it": "adds up to 3.28e+04 inside"}
 
 
+def test_an_average_over_windows_adds_up_what_each_window_holds() -> None:
+    values = np.random.default_rng(0).standard_normal((1, 2, 9, 7)).astype(np.float32)
+    model = _one_node("AveragePool", [1, 2, "H", "W"], kernel_shape=[4, 3], strides=[2, 1])
+    found = observe_peaks(model, lambda: [values])
+    windows = np.lib.stride_tricks.sliding_window_view(np.abs(values), (4, 3), (2, 3))[:, :, ::2]
+    assert found.sums == {"it": pytest.approx(windows.sum((-1, -2)).max(), rel=1e-5)}
+
+
 def test_a_softmax_adds_up_the_odds_against_its_largest() -> None:
     values = np.random.default_rng(0).standard_normal((1, 5, 9, 7)).astype(np.float32)
     found = observe_peaks(_one_node("Softmax", [1, 5, "H", "W"], axis=1), lambda: [values])

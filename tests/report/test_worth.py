@@ -27,7 +27,14 @@ from segdeploy.report.advice import judge_worth
 from segdeploy.report.collect import collect_run
 from segdeploy.report.comparison import find_worth
 from segdeploy.report.plots import Dot, scatter_plot
-from segdeploy.report.worth import Measured, Standing, compare, dominates, median_interval
+from segdeploy.report.worth import (
+    Measured,
+    Standing,
+    compare,
+    dominates,
+    latency_of,
+    median_interval,
+)
 
 
 def one(name: str, ms: float | None, iou: float | None, mib: float, **more: Any) -> Measured:
@@ -136,7 +143,17 @@ def test_domination_is_no_worse_anywhere_and_better_somewhere(found: list[Measur
                 is_usable and signs["latency"] is not None and signs["quality"] is not None
                 and all(s in (0, 1, None) for s in signs.values()) and 1 in signs.values()
             )  # fmt: skip
-            assert (a.name in worth[b.name].dominated_by) == expected
+            is_faster = (latency_of(a), a.name) < (latency_of(b), b.name)
+            assert (a.name in worth[b.name].dominated_by) == (expected and is_faster)
+
+
+def test_a_ring_within_noise_leaves_somebody_on_the_front() -> None:
+    ring = [
+        one("a", 103.0, 0.5000, 10.00),
+        one("b", 101.5, 0.5009, 10.11),
+        one("c", 100.0, 0.4998, 10.05),
+    ]  # fmt: skip
+    assert any(not worth.dominated_by for worth in judge_worth(ring))
 
 
 @pytest.mark.parametrize("count", [6, 30, 100, 400])
