@@ -4,7 +4,8 @@ The same operations in the same order as `core.preprocess.normalize_image` and `
 float comes before permute, as in the ONNX form.
 
 Low-resolution logits are what goes into the last `F.interpolate`, if the logits are what comes out
-of it. The interpolation is run all the same: without a reader, tracers leave it out.
+of it and nothing was written into either. The interpolation is run all the same: without a reader,
+tracers leave it out.
 """
 
 from __future__ import annotations
@@ -108,6 +109,8 @@ def find_low_logits(module: nn.Module, tensor: Tensor) -> LowLogits:
     if not calls:
         _refuse("they do not come out of a torch.nn.functional.interpolate")
     call = calls[-1]
+    if call.versions != (_version(call.result), _version(call.source)):
+        _refuse("they are changed in place after the last interpolation")
     if call.mode != "bilinear" or call.antialias:
         _refuse(f"the last interpolation is {call.mode}{' with antialias' * call.antialias}")
     if logits.shape[-2:] != tensor.shape[-2:] or not call.is_to_size:
@@ -146,10 +149,14 @@ def _refuse(why: str) -> NoReturn:
 
 @dataclass(frozen=True)
 class _Call:
-    """One call of interpolate, and what came out."""
+    """One call of interpolate, and what came out.
+
+    `versions` are those of result and source just after it: a write in place raises them.
+    """
 
     result: Tensor
     source: Tensor
+    versions: tuple[int | None, int | None]
     mode: str
     align_corners: bool
     antialias: bool
@@ -192,4 +199,13 @@ def _read_call(
         have * factor == want
         for have, factor, want in zip(input.shape[-2:], factors, result.shape[-2:], strict=True)
     )
-    return _Call(result, input, mode, bool(align_corners), antialias, is_to_size)
+    versions = _version(result), _version(input)
+    return _Call(result, input, versions, mode, bool(align_corners), antialias, is_to_size)
+
+
+def _version(tensor: Tensor) -> int | None:
+    """Return how often a tensor was written in place; None under inference mode, which counts not.
+
+    `find_upsampling` asks a module without that mode, before anything is built.
+    """
+    return None if tensor.is_inference() else tensor._version  # noqa: SLF001  no public name

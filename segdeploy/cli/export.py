@@ -12,6 +12,7 @@ import typer
 
 from segdeploy.cli.app import ALLOW_CODE, JSON, app, emit, say
 from segdeploy.core.contract import InputKind, OutputKind
+from segdeploy.core.errors import ConfigError
 from segdeploy.core.foreign import Layout
 from segdeploy.core.preprocess import SizeRule
 from segdeploy.core.target import ClipMethod
@@ -72,7 +73,7 @@ def export(
         typer.Option("--calibration-report", help="Write calibration.html: ranges, images needed."),
     ] = False,
     int8_policy: Annotated[
-        str, typer.Option(help="default, all or a TOML file: which nodes int8 quantises.")
+        str, typer.Option(help="default, all, a backend or a TOML file: what int8 quantises.")
     ] = "default",
     input_kind: Annotated[
         InputKind, typer.Option("--input", help="What the artifact takes.")
@@ -158,6 +159,8 @@ def export(
         work = partial(export_fastest, input_kind=input_kind)
     else:
         work = partial(export_and_verify, io=IoContract(input_kind, OutputKind(output_kind.value)))
+    if calibration_report and calibration is None:
+        raise ConfigError("--calibration-report needs --calibration.")
     int8 = Int8Options(calibration_method, percentile, equalize, bias_correction)
     with progress_bars() as advance:
         found = work(

@@ -43,8 +43,13 @@ class Int8Options:
     correct_bias: bool = False
 
     def check(self) -> None:
-        """Raise a ConfigError if the percentile makes no sense."""
+        """Raise a ConfigError if the percentile makes no sense, or is of no use."""
         check_percentile(self.percentile)
+        if self.percentile != Int8Options.percentile and self.method is not ClipMethod.PERCENTILE:
+            raise ConfigError(
+                f"--percentile {self.percentile:g} changes nothing by the method {self.method}.",
+                hint="Give --calibration-method percentile as well.",
+            )
 
     def to_dict(self) -> dict[str, Any]:
         """Return what takes part in a build key."""

@@ -241,6 +241,13 @@ def _open_calibration(
 ) -> CalibrationSet | None:
     needing = [str(s.target) for s in steps if s.target.precision is Precision.INT8]
     taking = [s for s in steps if s.target.precision is Precision.FP16 and s.parent is not None]
+    is_used = any(s.target.precision is Precision.INT8 and s.parent is not None for s in steps)
+    if options not in (None, Int8Options()) and not is_used:
+        shown = ", ".join(str(s.target) for s in steps if s.requested)
+        raise ConfigError(
+            f"Method, equalisation and bias correction change nothing for {shown}.",
+            hint="They are for int8 graphs: onnx-int8, openvino-int8, tensorrt-int8.",
+        )
     if not needing and (not taking or calibration is None):
         return None
     if calibration is None:

@@ -12,11 +12,12 @@ from __future__ import annotations
 
 from collections import Counter
 from dataclasses import asdict, dataclass
+from fnmatch import fnmatchcase
 from typing import Any
 
 import onnx
 
-from segdeploy.core.errors import BuildError
+from segdeploy.core.errors import BuildError, ConfigError
 from segdeploy.graph.node_groups import CONVOLUTIONS, NodeGroups
 from segdeploy.graph.policy import DEFAULT, Policy, shipped_policy
 
@@ -100,7 +101,15 @@ def place_qdq(model: onnx.ModelProto, policy: Policy | None = None) -> Placement
         raise BuildError("Q/DQ placement needs a graph whose nodes have unique names.")
     if any(node.op_type in {"QuantizeLinear", "DequantizeLinear"} for node in model.graph.node):
         raise BuildError("The graph is quantised already.")
-    return _Placer(model.graph, policy or shipped_policy(DEFAULT)).place()
+    policy = policy or shipped_policy(DEFAULT)
+    for each in policy.overrides:
+        if not any(fnmatchcase(name, each.nodes) for name in names):
+            raise ConfigError(
+                f"The policy '{policy.name}' has an override for '{each.nodes}', and no node is "
+                "called so.",
+                hint="'segdeploy show ARTIFACT' prints the names of an int8 artifact's nodes.",
+            )
+    return _Placer(model.graph, policy).place()
 
 
 class _Placer:

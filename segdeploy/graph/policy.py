@@ -24,6 +24,7 @@ from segdeploy.core.files import digest_of
 
 DEFAULT = "default"
 ALL = "all"
+_POLICIES = f"Give {DEFAULT}, {ALL}, the name of a backend, or a file that 'segdeploy tune' wrote."
 
 _CONVOLUTION = ("int8", "weights", "float")
 _OTHER = ("int8", "float")
@@ -112,14 +113,16 @@ def load_policy(text: str, backend: str) -> Policy:
     if (files("segdeploy.graph") / "policies" / f"{text}.toml").is_file():
         return shipped_policy(text)
     path = Path(text)
+    if not text:
+        raise ConfigError("--int8-policy is empty.", hint=_POLICIES)
     try:
         content = path.read_text(encoding="utf-8")
     except (OSError, UnicodeDecodeError) as error:
         raise ConfigError(
             f"Cannot read the int8 policy '{text}': {getattr(error, 'strerror', None) or error}.",
-            hint=f"Give {DEFAULT}, {ALL}, or a file that 'segdeploy tune' wrote.",
+            hint=_POLICIES,
         ) from error
-    return parse_policy(content, path.stem, str(path))
+    return parse_policy(content, path.stem, str(path), base=backend)
 
 
 def shipped_policy(name: str) -> Policy:
@@ -131,8 +134,8 @@ def shipped_policy(name: str) -> Policy:
     return parse_policy(file.read_text(encoding="utf-8"), name, f"the shipped policy {name}")
 
 
-def parse_policy(content: str, name: str, what: str) -> Policy:
-    """Return the policy of a TOML document; groups that it leaves out are as in the default.
+def parse_policy(content: str, name: str, what: str, base: str = DEFAULT) -> Policy:
+    """Return the policy of a TOML document; what it leaves out is as in the shipped one of `base`.
 
     Raises:
         ConfigError: If it is not TOML, or has a wrong key, group or choice.
@@ -162,10 +165,15 @@ def parse_policy(content: str, name: str, what: str) -> Policy:
     for each in policy.overrides:
         if not any(each.choice in offered for offered in CHOICES.values()):
             raise ConfigError(f"{what}: the override of '{each.nodes}' is '{each.choice}'.")
-    if set(policy.groups) != set(CHOICES):
-        base = shipped_policy(DEFAULT)
-        policy = replace(policy, groups=base.groups | policy.groups)
-    return policy
+    if set(policy.groups) == set(CHOICES) and "activations" in plain:
+        return policy
+    usual = shipped_policy(base)
+    return replace(
+        policy,
+        groups=usual.groups | policy.groups,
+        activations=plain.get("activations", usual.activations),
+        reasons=usual.reasons | policy.reasons,
+    )
 
 
 def policy_text(policy: Policy) -> str:

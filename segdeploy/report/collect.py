@@ -188,6 +188,7 @@ def _conditions(found: Document) -> tuple[str, ...]:
         f"{threads:.0f} threads" if threads is not None else "",
         found.text("environment", "device") or "",
         found.text("environment", "cpu") or "",
+        found.text("environment", "measured") or "",
     )
 
 

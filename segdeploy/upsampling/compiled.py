@@ -6,6 +6,9 @@ Nothing may be fused or reordered (no `fastmath`): pixels must round as in `refe
 
 A sample is *clear* where it is finite and its winner leads by more than the margin; `winner` maps
 hold the class of clear samples, and below zero why there is none.
+
+What numba keeps on disk is renewed when this file changes and at no other time, so constants of
+other files come as arguments.
 """
 
 from __future__ import annotations
@@ -18,25 +21,42 @@ import numba
 import numpy as np
 from numpy.typing import NDArray
 
-from segdeploy.core.contract import LEAST_EXTENT, MARGIN
 from segdeploy.upsampling.reference import Axis, Floats, Ints
 
 LANES = 8
-_LEAST = np.float32(LEAST_EXTENT)
-_MARGIN = np.float32(MARGIN * np.finfo(np.float32).eps)
+IS_DISABLED = bool(getattr(numba.config, "DISABLE_JIT", False))
+"""Whether the environment turns the compiler off: these functions then run in the interpreter."""
 _NEARLY_TIED, _NOT_FINITE = -1, -2
 _LOWEST = np.float32(-np.inf)
+_OPTIONS: dict[str, Any] = {"nogil": True, "error_model": "numpy", "forceinline": True}
+_NAMES: list[str] = []
 _Function = TypeVar("_Function", bound=Callable[..., Any])
 
 
 def _compile(function: _Function) -> _Function:
     """Compile at first use, kept on disk where a folder for it can be written."""
-    options: dict[str, Any] = {"nogil": True, "error_model": "numpy", "forceinline": True}
+    _NAMES.append(function.__name__)
     try:
-        compiled: _Function = numba.njit(cache=True, **options)(function)
+        compiled: _Function = numba.njit(cache=True, **_OPTIONS)(function)
     except RuntimeError:  # No folder for the cache, e.g. a read-only installation without a home.
-        compiled = numba.njit(**options)(function)
+        compiled = numba.njit(**_OPTIONS)(function)
     return compiled
+
+
+def drop_cache() -> None:
+    """Compile in memory from now on: of a cache on disk that failed when it was used."""
+    for name in _NAMES:
+        globals()[name] = numba.njit(**_OPTIONS)(globals()[name].py_func)
+
+
+class Margins(NamedTuple):
+    """When a sample is clear: its lead exceeds `margin` times its extent, which is `least` or more.
+
+    Both float32.
+    """
+
+    margin: np.float32
+    least: np.float32
 
 
 class AxisArrays(NamedTuple):
@@ -70,7 +90,9 @@ class _Cell(NamedTuple):
 
 
 @_compile
-def _find_winners(logits: Floats, row: int, is_binary: bool, scratch: Any, winner: Ints) -> None:
+def _find_winners(
+    logits: Floats, row: int, is_binary: bool, margins: Margins, scratch: Any, winner: Ints
+) -> None:
     """Fill `winner` for one row of samples; `scratch` are 4 arrays (w,). A vector over w each."""
     num_classes, _, width = logits.shape
     top, second, extent, doubt = scratch  # Slices of one array would not become vectors.
@@ -95,7 +117,7 @@ def _find_winners(logits: Floats, row: int, is_binary: bool, scratch: Any, winne
         if is_binary:
             gap = abs(top[j])
             winner[j] = 1 if top[j] > 0 else 0
-        if not gap > _MARGIN * max(extent[j], _LEAST):
+        if not gap > margins.margin * max(extent[j], margins.least):
             winner[j] = _NEARLY_TIED
         if doubt[j] != 0:
             winner[j] = _NOT_FINITE
@@ -103,10 +125,16 @@ def _find_winners(logits: Floats, row: int, is_binary: bool, scratch: Any, winne
 
 @_compile
 def _gather(
-    logits: Floats, above: int, below: int, left: int, right: int, corners: Floats
+    logits: Floats,
+    margins: Margins,
+    above: int,
+    below: int,
+    left: int,
+    right: int,
+    corners: Floats,
 ) -> np.float32:
     """Fill `corners` (4, K) and return what a class must reach at some corner to win a pixel."""
-    lead, extent = _LOWEST, _LEAST
+    lead, extent = _LOWEST, margins.least
     for k in range(logits.shape[0]):
         p, q = logits[k, above, left], logits[k, above, right]
         r, s = logits[k, below, left], logits[k, below, right]
@@ -117,7 +145,7 @@ def _gather(
         low, high = min(p, q, r, s), max(p, q, r, s)
         lead = max(lead, low)
         extent = max(extent, abs(low), abs(high))
-    return np.float32(lead - _MARGIN * extent)
+    return np.float32(lead - margins.margin * extent)
 
 
 @_compile
@@ -217,6 +245,7 @@ def _fill_clear(
 def label_band(
     logits: Floats,
     is_binary: bool,
+    margins: Margins,
     rows: AxisArrays,
     columns: AxisArrays,
     first: int,
@@ -228,6 +257,7 @@ def label_band(
     Args:
         logits: (K, h, w).
         is_binary: K is 1 and its sign decides.
+        margins: What makes a sample clear.
         rows: The axis of H.
         columns: The axis of W.
         first: Index into `rows.starts`.
@@ -257,15 +287,15 @@ def label_band(
         if known == i:
             above, below = below, above
         else:
-            _find_winners(logits, i, is_binary, scratch, above)
-        _find_winners(logits, i_next, is_binary, scratch, below)
+            _find_winners(logits, i, is_binary, margins, scratch, above)
+        _find_winners(logits, i_next, is_binary, margins, scratch, below)
         known = i_next
         count = _fill_clear(above, below, columns, y, y_end, boundary, out)
         num_mixed += count
         for c in boundary[:count]:
             x, x_end = columns.starts[c], columns.starts[c + 1]
             j, j_next = columns.low[x], columns.high[x]
-            least = _gather(logits, i, i_next, j, j_next, corners)
+            least = _gather(logits, margins, i, i_next, j, j_next, corners)
             worst = min(above[j], above[j_next], below[j], below[j_next])
             if worst == _NOT_FINITE:
                 _decide_each(corners, is_binary, rows, columns, _Cell(y, y_end, x, x_end), out)

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import importlib
 import os
+import pickle
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from functools import lru_cache
@@ -16,6 +17,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from segdeploy.core.contract import LEAST_EXTENT, MARGIN
 from segdeploy.core.task import Labels, Task, label_dtype
 from segdeploy.frameworks.threads import num_threads
 from segdeploy.upsampling.labels import fill_labels
@@ -45,7 +47,7 @@ def upsample_labels(
         align_corners: Of the interpolation.
         task: Multiclass or binary.
         num_labels: Number of class names; sets the label type.
-        threads: Default: what the environment says, else all cores.
+        threads: Default: what the environment says, else all cores that this process may use.
         fill: The form that labels one image; default: the fastest there is.
     """
     if task is Task.MULTILABEL:
@@ -63,45 +65,71 @@ def upsample_labels(
 
 @lru_cache(maxsize=1)
 def has_compiled() -> bool:
-    """Return whether the compiled kernel can be used: numba is there, and loads."""
+    """Return whether the compiled kernel can be used: numba is there, loads and compiles."""
     try:
-        importlib.import_module("segdeploy.upsampling.compiled")
+        compiled = importlib.import_module("segdeploy.upsampling.compiled")
     except ImportError:  # numba also refuses NumPy versions that it does not know.
         return False
-    return True
+    return not compiled.IS_DISABLED
 
 
-def prepare_kernel(task: Task, num_labels: int) -> None:
+def prepare_kernel(num_labels: int) -> None:
     """Compile what `upsample_labels` needs, or load it from disk: not in the first call."""
     if has_compiled():
-        channels = 1 if task is Task.BINARY else num_labels
-        logits = np.zeros((1, channels, 2, 2), np.float32)
-        upsample_labels(logits, (4, 4), align_corners=False, task=task, num_labels=num_labels)
+        _compile_for(label_dtype(num_labels).str)
 
 
 def compiled_fill(threads: int | None, pixels_of_a_thread: int = _PIXELS_OF_A_THREAD) -> Fill:
     """Return the compiled form on that many threads; numba must be there."""
-    count = threads or num_threads() or os.cpu_count() or 1
+    count = threads or num_threads() or _num_usable_cores()
 
     def fill(logits: Floats, task: Task, rows: Axis, columns: Axis, out: Labels) -> int:
-        from segdeploy.upsampling.compiled import label_band, to_arrays
-
-        where = to_arrays(rows), to_arrays(columns)
-        logits = logits.view()
-        logits.flags.writeable = False  # Whatever it was: the kernel is compiled for one of both.
+        _compile_for(out.dtype.str)
         num_rows = len(rows.starts) - 1
         num_bands = max(1, min(count, num_rows, out.size // pixels_of_a_thread))
         ends = [num_rows * band // num_bands for band in range(num_bands + 1)]
 
         def band(index: int) -> int:
-            first, last = ends[index], ends[index + 1]
-            found: int = label_band(logits, task is Task.BINARY, *where, first, last, out)
-            return found
+            return _label_band(logits, task, rows, columns, out, ends[index], ends[index + 1])
 
         others = [_pool(os.getpid(), count).submit(band, i) for i in range(1, num_bands)]
         return band(0) + sum(other.result() for other in others)
 
     return fill
+
+
+def _label_band(
+    logits: Floats, task: Task, rows: Axis, columns: Axis, out: Labels, first: int, last: int
+) -> int:
+    """Label some rows of cells of one image; return how many cells were mixed."""
+    from segdeploy.upsampling.compiled import Margins, label_band, to_arrays
+
+    margins = Margins(np.float32(MARGIN * np.finfo(np.float32).eps), np.float32(LEAST_EXTENT))
+    frozen = logits.view()
+    frozen.flags.writeable = False  # Whatever it was: the kernel is compiled for one of both.
+    where = to_arrays(rows), to_arrays(columns)
+    found: int = label_band(frozen, task is Task.BINARY, margins, *where, first, last, out)
+    return found
+
+
+@lru_cache
+def _compile_for(label_type: str) -> None:
+    """Compile the kernel, or load it; a folder of its cache that fails (full, damaged) is left."""
+    axis = find_axis(2, 4, align_corners=False)
+    logits, out = np.zeros((1, 2, 2), np.float32), np.empty((4, 4), label_type)
+    try:
+        _label_band(logits, Task.BINARY, axis, axis, out, 0, 1)
+    except (OSError, EOFError, pickle.UnpicklingError):
+        from segdeploy.upsampling.compiled import drop_cache
+
+        drop_cache()
+        _label_band(logits, Task.BINARY, axis, axis, out, 0, 1)
+
+
+def _num_usable_cores() -> int:
+    """Return how many cores this process may run on; `measure`, which knows quotas, lies beside."""
+    affinity = getattr(os, "sched_getaffinity", None)
+    return len(affinity(0)) if affinity else os.cpu_count() or 1
 
 
 @lru_cache(maxsize=1)

@@ -42,7 +42,7 @@ class Upsampler:
 
     def prepare(self) -> None:
         """Make the kernel ready, so that the first image does not pay for it."""
-        prepare_kernel(self.task, self.num_labels)
+        prepare_kernel(self.num_labels)
 
     def labels(self, low: NDArray[np.floating[Any]], size: tuple[int, int]) -> Labels:
         """Return the label map (N, H, W) at `size` (H, W)."""

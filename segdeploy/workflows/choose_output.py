@@ -4,26 +4,44 @@ For each target the forms that it and the model can express (logits, labels, low
 are built, measured in one interleaved run from a decoded image to the label map, and the fastest
 becomes the artifact. What was measured is written into its manifest and read from there: the same
 export again, or that of other weights under the same name, takes the choice as it stands.
+
+Forms are built beside the artifact under names that nobody else has, so that what is removed at the
+end is nobody else's; the artifact's own name is checked before, as by an export without a choice.
 """
 
 from __future__ import annotations
 
 import shutil
+import uuid
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from segdeploy.backends import BACKENDS
 from segdeploy.bench import BenchPlan, measure_interleaved
 from segdeploy.core.contract import InputKind, IoContract, OutputKind
-from segdeploy.core.errors import ArtifactError, BackendUnavailableError, SegDeployError
-from segdeploy.core.folder import add_options, load_artifact, load_folder
+from segdeploy.core.errors import (
+    ArtifactError,
+    BackendUnavailableError,
+    BuildError,
+    SegDeployError,
+    UnsupportedTargetError,
+)
+from segdeploy.core.files import replacing_directory
+from segdeploy.core.folder import (
+    Checkpoint,
+    add_options,
+    load_artifact,
+    load_checkpoint,
+    load_folder,
+)
 from segdeploy.core.lock import run_lock
 from segdeploy.core.results import BenchResult
 from segdeploy.core.target import ExportTarget
-from segdeploy.export import Size
-from segdeploy.export.plan import default_name
+from segdeploy.export import ForeignOptions, Size
+from segdeploy.export.foreign import plan_import
+from segdeploy.export.plan import PLAIN, Step, default_name, plan_export
+from segdeploy.frameworks.torch import require_onnx
 from segdeploy.workflows.export_verified import VerifiedExport, export_and_verify
 
 AUTO = "auto"
@@ -76,33 +94,58 @@ def export_fastest(
     Raises:
         SegDeployError: As `export_and_verify`; and if no form can be built or measured.
     """
+    source = _open_source(checkpoint, out, options.get("foreign"), size)
+    shared = {**options, "size": size, "max_batch": max_batch, "report": report}
+    makers = [
+        _Maker(source, checkpoint, str(target), out, input_kind, shared)
+        for target in dict.fromkeys(ExportTarget.parse(text) for text in targets)
+    ]
+    if name is not None or not makers:  # Two targets of one name, or a name that is none.
+        io = IoContract(input_kind)
+        plan_export(source, targets, out, io=io, size=size, name=name, max_batch=max_batch)
     found: list[VerifiedExport] = []
-    for text in dict.fromkeys(targets):
-        target = ExportTarget.parse(text)
-        usual = default_name(target, IoContract(input_kind), size, max_batch)
+    for maker in makers:
+        usual = default_name(
+            ExportTarget.parse(maker.target), IoContract(input_kind), size, max_batch
+        )
         folder = out / (name or f"{usual}+{AUTO}")
-        shared = {**options, "size": size, "max_batch": max_batch, "report": report}
-        maker = _Maker(checkpoint, text, out, input_kind, shared)
-        choice = None if force else _known_choice(folder)
-        if choice is None and dry_run:
-            found += [each for form in FORMS for each in maker.plan(form)]
-            continue
-        if choice is None:
-            choice = _choose(maker, folder, measuring or Measuring(), report)
-        form = OutputKind(choice["chosen"])
-        made = maker.make(form, name=folder.name, dry_run=dry_run)
-        if not dry_run:
-            artifact = load_artifact(folder)
-            if artifact.manifest.options.get(CHOICE) != choice:
-                add_options(artifact, **{CHOICE: choice})
-        found += made
+        times = measuring or Measuring()
+        found += _export_one(maker, folder, times, force=force, dry_run=dry_run)
     return found
+
+
+def _export_one(
+    maker: _Maker, folder: Path, measuring: Measuring, *, force: bool, dry_run: bool
+) -> list[VerifiedExport]:
+    """Export one target as `folder`, with the form that was chosen before or is chosen now."""
+    left_out = maker.check(folder.name)
+    choice = None if force else _known_choice(folder)
+    if choice is None and dry_run:
+        return [each for form in FORMS for each in maker.plan(form)]
+    if choice is None:
+        choice = _choose(maker, folder, left_out, measuring)
+    made = maker.make(OutputKind(choice["chosen"]), name=folder.name, dry_run=dry_run)
+    if not dry_run:
+        artifact = load_artifact(folder)
+        if artifact.manifest.options.get(CHOICE) != choice:
+            add_options(artifact, **{CHOICE: choice})
+    return made
+
+
+def _open_source(path: Path, out: Path, foreign: ForeignOptions | None, size: Size) -> Checkpoint:
+    """Return what is exported, for planning; of a foreign file, the checkpoint that it becomes."""
+    if not path.is_file():
+        return load_checkpoint(path)
+    require_onnx()
+    static = size if isinstance(size, tuple) else None
+    return plan_import(path, out, foreign or ForeignOptions(), static).checkpoint
 
 
 @dataclass(frozen=True)
 class _Maker:
     """Exports one target with one output after another."""
 
+    source: Checkpoint
     checkpoint: Path
     target: str
     out: Path
@@ -116,12 +159,47 @@ class _Maker:
             self.checkpoint, [self.target], self.out, io=io, **{**self.options, **more}
         )
 
-    def plan(self, form: OutputKind) -> list[VerifiedExport]:
+    def plan(self, form: OutputKind, **more: Any) -> list[VerifiedExport]:
         """Return what would be built; nothing where the form is impossible."""
         try:
-            return self.make(form, dry_run=True)
+            return self.make(form, dry_run=True, **more)
         except SegDeployError:
             return []
+
+    def steps(self, form: OutputKind, name: str | None = None) -> list[Step]:
+        """Return the plan of a form: all that can be refused before any work is."""
+        size, max_batch = self.options["size"], self.options["max_batch"]
+        io = IoContract(self.input_kind, form)
+        return plan_export(
+            self.source, [self.target], self.out, io=io, size=size, name=name, max_batch=max_batch
+        )
+
+    def check(self, name: str) -> dict[str, str]:
+        """Check that any form may take this name; return why others are impossible.
+
+        Raises:
+            SegDeployError: As an export of that name, and if no form is possible.
+        """
+        errors = {}
+        for form in FORMS:
+            try:
+                self.steps(form, name)
+            except UnsupportedTargetError as error:
+                errors[form] = error
+        if len(errors) == len(FORMS):
+            raise errors[FORMS[0]]
+        return {str(form): error.message for form, error in errors.items()}
+
+    def is_parent(self, form: OutputKind) -> bool:
+        """Return whether a form is what the others are made from."""
+        io = IoContract(self.input_kind, form)
+        return (self.target, io) == (str(PLAIN), IoContract())
+
+    def is_there(self, form: OutputKind) -> bool:
+        """Return whether a form stands under its usual name, by the same work."""
+        usual = next(step.folder for step in self.steps(form) if step.requested)
+        planned = self.plan(form, report=None) if usual.exists() else []
+        return bool(planned) and planned[0].outcome.reused
 
 
 def _known_choice(folder: Path) -> dict[str, Any] | None:
@@ -134,43 +212,46 @@ def _known_choice(folder: Path) -> dict[str, Any] | None:
 
 
 def _choose(
-    maker: _Maker, folder: Path, measuring: Measuring, report: Report | None
+    maker: _Maker, folder: Path, left_out: dict[str, str], measuring: Measuring
 ) -> dict[str, Any]:
     """Build all forms, time them, keep the fastest as `folder`; return what the manifest says."""
-    before = {path.name for path in maker.out.iterdir()} if maker.out.is_dir() else set()
-    built, left_out = _build_forms(maker)
-    new = [path for path in built.values() if path.name not in before]
+    token = uuid.uuid4().hex[:8]
+    own = {form: f"{folder.name}-{form}-{token}" for form in FORMS}
     try:
+        built = _build_forms(maker, own, left_out)
         results = _measure(built, measuring, left_out)
         choice = describe_choice(results, left_out, measuring)
         choice["why"] = describe(choice)
-        _take(built[OutputKind(choice["chosen"])], folder, new)
+        _take(maker, OutputKind(choice["chosen"]), built, folder)
     finally:
-        for path in new:
-            shutil.rmtree(path, ignore_errors=True)
-    if report is not None:
+        for name in own.values():
+            shutil.rmtree(folder.with_name(name), ignore_errors=True)
+    if (report := maker.options["report"]) is not None:
         report(f"{folder.name}: {choice['why']}")
     return choice
 
 
-def _build_forms(maker: _Maker) -> tuple[dict[OutputKind, Path], dict[str, str]]:
-    """Return the folder of each form, and why the others are not there."""
+def _build_forms(
+    maker: _Maker, own: dict[OutputKind, str], left_out: dict[str, str]
+) -> dict[OutputKind, Path]:
+    """Return the folder of each form, and say in `left_out` why others are not there.
+
+    One that was there before is taken as it stands. The others get names of our `own`, except for
+    the parent: it has its usual name in every export, and stays.
+    """
     built: dict[OutputKind, Path] = {}
-    left_out: dict[str, str] = {}
     errors = []
-    offered = BACKENDS.get(ExportTarget.parse(maker.target).backend).limits.outputs
-    for form in FORMS:
-        if form not in offered:
-            left_out[form] = "the format cannot express it"
-            continue
+    for form in (form for form in FORMS if form not in left_out):
         try:
-            built[form] = maker.make(form, verify=False)[0].outcome.path
-        except SegDeployError as error:
+            is_usual = maker.is_parent(form) or maker.is_there(form)
+            made = maker.make(form, verify=False, name=None if is_usual else own[form])
+            built[form] = made[0].outcome.path
+        except (UnsupportedTargetError, BuildError) as error:
             left_out[form] = error.message
             errors.append(error)
     if not built:
         raise errors[0]
-    return built, left_out
+    return built
 
 
 def _measure(
@@ -222,14 +303,19 @@ def describe(choice: dict[str, Any]) -> str:
     return f"{choice['chosen']} is the fastest way to a label map here ({times})"
 
 
-def _take(winner: Path, folder: Path, new: list[Path]) -> None:
-    """Put a form under the artifact's name; one that was there before stays under its own too."""
+def _take(maker: _Maker, form: OutputKind, built: dict[OutputKind, Path], folder: Path) -> None:
+    """Put a form under the artifact's name, in one step; what stands there is checked again.
+
+    Raises:
+        SegDeployError: If something that is no artifact has come there meanwhile, or it cannot be
+            written; what was there is kept.
+    """
+    if built[form] == folder:
+        return
     with run_lock(folder.parent):
-        shutil.rmtree(folder, ignore_errors=True)
-        if winner in new:
-            winner.rename(folder)
-        else:
-            shutil.copytree(winner, folder)
+        maker.steps(form, folder.name)
+        with replacing_directory(folder) as temporary:
+            shutil.copytree(built[form], temporary, dirs_exist_ok=True)
 
 
 __all__ = ["AUTO", "CHOICE", "FORMS", "Measuring", "describe", "describe_choice", "export_fastest"]

@@ -18,7 +18,12 @@ from typing import TYPE_CHECKING, Any
 
 from segdeploy.backends import BACKENDS, require_backend
 from segdeploy.bench import BenchPlan, measure_interleaved
-from segdeploy.core.errors import ArtifactError, UnknownNameError, UnsupportedTargetError
+from segdeploy.core.errors import (
+    ArtifactError,
+    ConfigError,
+    UnknownNameError,
+    UnsupportedTargetError,
+)
 from segdeploy.core.files import digest_of, write_bytes, write_json
 from segdeploy.core.folder import (
     Artifact,
@@ -181,6 +186,11 @@ class _Bench:
 
         self._build(start)
         counts = place_qdq(self._plain(), start).summary()["groups"]
+        if absent := [group for group in self.plan.groups if group not in counts]:
+            raise ConfigError(
+                f"The model has no nodes of the group {', '.join(absent)}.",
+                hint=f"It has {', '.join(counts)}.",
+            )
         wanted = [group for group in counts if group in (self.plan.groups or counts)]
         return sorted(wanted, key=lambda group: (-sum(counts[group].values()), group))
 

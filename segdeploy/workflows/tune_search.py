@@ -77,7 +77,7 @@ def search(
     seen = {instruments.place(start)}  # What lost against a best loses against a better one.
     for sweep in range(MAX_SWEEPS):
         before = best
-        for change in [*([] if sweep else [_EVERYTHING]), *_changes(groups)]:
+        for change in [*([] if sweep else [_everything(groups)]), *_changes(groups)]:
             candidate = replace(best, groups={**best.groups, **change.groups})
             placed = instruments.place(candidate)
             if placed in seen:
@@ -99,7 +99,8 @@ class _Change:
     groups: dict[str, str]
 
 
-_EVERYTHING = _Change("everything int8", {group: offered[0] for group, offered in CHOICES.items()})
+def _everything(groups: Sequence[str]) -> _Change:
+    return _Change("everything int8", {group: CHOICES[group][0] for group in groups})
 
 
 def _changes(groups: Sequence[str]) -> list[_Change]:

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 import torch
 
-from segdeploy.backends.contract_module import ContractModule, find_low_logits
+from segdeploy.backends.contract_module import ContractModule, find_low_logits, find_upsampling
 from segdeploy.backends.predictor import open_predictor
 from segdeploy.backends.sliding import SlidingWindow
 from segdeploy.backends.tta import TtaSpec
@@ -108,9 +108,19 @@ class Ends(torch.nn.Module):
             return resize(low, x.shape[2:], mode="bilinear", antialias=True)
         if self.ending == "nearest":
             return resize(low, x.shape[2:])
-        if self.ending == "added":
-            return resize(low, x.shape[2:], mode="bilinear") + 1
+        if self.ending.startswith(("added", "in place")):
+            full = resize(low, x.shape[2:], mode="bilinear")
+            return full + 1 if self.ending == "added" else _write(self.ending, low, full)
         return resize(low, (128, 128), mode="bilinear")
+
+
+def _write(ending: str, low: torch.Tensor, full: torch.Tensor) -> torch.Tensor:
+    """Return the same object with other values."""
+    if ending.endswith("relu"):
+        return torch.nn.functional.relu(full, inplace=True)
+    changed = low if ending.endswith("before") else full
+    changed[:, :1] += 1  # Of a part: by way of a view.
+    return full
 
 
 @pytest.mark.parametrize(
@@ -121,11 +131,16 @@ class Ends(torch.nn.Module):
         ("nearest", "nearest"),
         ("added", "do not come out of"),
         ("other size", "not to the size of the image"),
+        ("in place", "changed in place"),
+        ("in place, relu", "changed in place"),
+        ("in place, before", "changed in place"),
     ],
 )
 def test_modules_that_end_otherwise_are_refused(ending: str, why: str) -> None:
-    with pytest.raises(UnsupportedTargetError, match=why):
+    with torch.no_grad(), pytest.raises(UnsupportedTargetError, match=why):
         find_low_logits(Ends(ending), torch.zeros(1, 3, 64, 64))
+    with pytest.raises(UnsupportedTargetError, match=why):
+        find_upsampling(Ends(ending), (64, 64))
 
 
 def test_a_factor_that_divides_evenly_is_an_upsampling_to_a_size() -> None:
@@ -134,6 +149,12 @@ def test_a_factor_that_divides_evenly_is_an_upsampling_to_a_size() -> None:
     found = find_low_logits(module, batch)
     full = upsample_logits(found.logits.detach().numpy(), (64, 64), align_corners=False)
     np.testing.assert_allclose(full, module(batch).detach().numpy(), atol=1e-5)
+
+
+def test_inference_mode_counts_no_writes() -> None:
+    with torch.inference_mode():
+        found = find_low_logits(Ends("factor"), torch.zeros(1, 3, 64, 64))
+    assert found.logits.shape == (1, 4, 16, 16)
 
 
 def test_low_precision_ends_in_float32() -> None:

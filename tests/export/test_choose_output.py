@@ -3,8 +3,11 @@
 from __future__ import annotations
 
 import json
+import shutil
 from collections.abc import Callable
 from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
 
 import numpy as np
 import pytest
@@ -12,8 +15,8 @@ import pytest
 import segdeploy
 from segdeploy.backends.predictor import open_predictor
 from segdeploy.cli import commands  # noqa: F401  registers every command
-from segdeploy.core.contract import OutputKind
-from segdeploy.core.errors import UnsupportedTargetError
+from segdeploy.core.contract import InputKind, IoContract, OutputKind
+from segdeploy.core.errors import ArtifactError, SegDeployError, UnsupportedTargetError
 from segdeploy.core.folder import Checkpoint, load_artifact
 from segdeploy.core.results import BenchResult
 from segdeploy.export import export
@@ -95,8 +98,6 @@ def test_a_stored_choice_is_not_measured_again(
 
 
 def test_bind_is_the_whole_way_to_the_label_map(checkpoint: Checkpoint, tmp_path: Path) -> None:
-    from segdeploy.core.contract import InputKind, IoContract
-
     image = np.random.default_rng(0).integers(0, 256, (*SIZE, 3), dtype=np.uint8)
     maps = []
     for form in (OutputKind.LOGITS, OutputKind.LABELS, OutputKind.LOW_LOGITS):
@@ -108,6 +109,114 @@ def test_bind_is_the_whole_way_to_the_label_map(checkpoint: Checkpoint, tmp_path
             np.testing.assert_array_equal(maps[-1], predictor.predict(image).labels)
     np.testing.assert_array_equal(maps[1], maps[0])
     np.testing.assert_array_equal(maps[2], maps[0])
+
+
+MODULE = "segdeploy.workflows.choose_output"
+PARENT, LABELS = "onnx-fp32+64x96", "onnx-fp32+labels+64x96"
+
+
+def _measured(
+    monkeypatch: pytest.MonkeyPatch,
+    fastest: OutputKind,
+    meanwhile: Callable[[], object] = lambda: None,
+) -> None:
+    """Let one form be the fastest; something else happens while it is measured."""
+
+    def measure(paths: list[Path], *_: Any, **__: Any) -> SimpleNamespace:
+        meanwhile()
+        forms = {path: load_artifact(path).manifest.io.output for path in paths}
+        results = [_result(str(p), 1.0 if forms[p] is fastest else 2.0) for p in paths]
+        return SimpleNamespace(results=results, failures=[])
+
+    monkeypatch.setattr(f"{MODULE}.measure_interleaved", measure)
+
+
+def _snapshot(folder: Path) -> dict[str, int]:
+    return {str(p): p.stat().st_mtime_ns for p in folder.rglob("*") if p.is_file()}
+
+
+def _user_file(run: Path) -> None:
+    (run / "mine").mkdir()
+    (run / "mine" / "notes.txt").write_text("mine", encoding="utf-8")
+
+
+@pytest.mark.parametrize(
+    "name", ["checkpoint", "../outside", "sub/folder", "mine", "link", PARENT, ""]
+)
+def test_a_name_that_is_refused_is_refused_before_anything_is_built(
+    checkpoint: Checkpoint, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, name: str
+) -> None:
+    run = tmp_path / "run"
+    shutil.copytree(checkpoint.path, run / "checkpoint")
+    shutil.copytree(checkpoint.path, tmp_path / "outside")
+    _user_file(run)
+    (run / "link").symlink_to(tmp_path / "outside")
+    export(run / "checkpoint", ["onnx-fp32"], run, size=SIZE)
+    before = _snapshot(tmp_path)
+    io = IoContract(output=OutputKind.LABELS)
+    with pytest.raises(SegDeployError) as usual:
+        export(run / "checkpoint", ["onnx-fp32"], run, io=io, size=SIZE, name=name)
+    _measured(monkeypatch, OutputKind.LABELS)
+    with pytest.raises(type(usual.value)) as found:
+        export_fastest(run / "checkpoint", ["onnx-fp32"], run, size=SIZE, name=name, force=True)
+    assert str(found.value) == str(usual.value)
+    assert _snapshot(tmp_path) == before
+
+
+def test_a_name_fits_one_target(checkpoint: Checkpoint, tmp_path: Path) -> None:
+    with pytest.raises(SegDeployError, match="fits one target"):
+        export_fastest(checkpoint.path, ["onnx-fp32", "torchscript-fp32"], tmp_path, name="x")
+    assert not any(tmp_path.iterdir())
+
+
+def test_the_parent_is_built_once_and_stays(
+    checkpoint: Checkpoint, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    _measured(monkeypatch, OutputKind.LOGITS)
+    said: list[str] = []
+    export_fastest(
+        checkpoint.path, ["onnx-fp32"], tmp_path, size=SIZE, name="x", report=said.append
+    )
+    assert sum(line.startswith(f"{PARENT}: building") for line in said) == 1
+    assert {path.name for path in tmp_path.iterdir()} == {PARENT, "x"}
+    assert load_artifact(tmp_path / "x").manifest.io == IoContract()
+
+
+def test_what_another_export_takes_meanwhile_stays(
+    checkpoint: Checkpoint, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def meanwhile() -> None:
+        io = IoContract(output=OutputKind.LABELS)
+        export(checkpoint.path, ["onnx-fp32"], tmp_path, io=io, size=SIZE)
+
+    _measured(monkeypatch, OutputKind.LOW_LOGITS, meanwhile)
+    export_fastest(checkpoint.path, ["onnx-fp32"], tmp_path, size=SIZE, name="x")
+    assert {path.name for path in tmp_path.iterdir()} == {PARENT, LABELS, "x"}
+    assert load_artifact(tmp_path / LABELS).manifest.io.output is OutputKind.LABELS
+
+
+@pytest.mark.parametrize("name", [LABELS, "x"])
+def test_a_winner_that_was_there_before_stays_there(
+    checkpoint: Checkpoint, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, name: str
+) -> None:
+    io = IoContract(output=OutputKind.LABELS)
+    export(checkpoint.path, ["onnx-fp32"], tmp_path, io=io, size=SIZE)
+    stamp = (tmp_path / LABELS / "model.onnx").stat().st_mtime_ns
+    _measured(monkeypatch, OutputKind.LABELS)
+    export_fastest(checkpoint.path, ["onnx-fp32"], tmp_path, size=SIZE, name=name)
+    assert (tmp_path / LABELS / "model.onnx").stat().st_mtime_ns == stamp
+    assert load_artifact(tmp_path / name).manifest.options[CHOICE]["chosen"] == "labels"
+    assert {path.name for path in tmp_path.iterdir()} == {PARENT, LABELS, name}
+
+
+def test_a_file_that_came_meanwhile_is_not_replaced(
+    checkpoint: Checkpoint, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    _measured(monkeypatch, OutputKind.LABELS, lambda: _user_file(tmp_path))
+    with pytest.raises(ArtifactError, match="will not be replaced"):
+        export_fastest(checkpoint.path, ["onnx-fp32"], tmp_path, size=SIZE, name="mine")
+    assert (tmp_path / "mine" / "notes.txt").is_file()
+    assert {path.name for path in tmp_path.iterdir()} == {PARENT, "mine"}
 
 
 def test_broken_output_word(
@@ -122,7 +231,6 @@ def test_broken_output_word(
 
 
 def test_a_binary_model(binary_checkpoint: Checkpoint, tmp_path: Path) -> None:
-    from segdeploy.core.contract import IoContract
     from segdeploy.verify import verify
 
     io = IoContract(output=OutputKind.LOW_LOGITS)

@@ -324,3 +324,9 @@ def test_tensorrts_own_parser_and_builder_take_every_policy(
     verdicts = json.loads(made.stdout.splitlines()[-1])["verdicts"]
     assert len(verdicts) > 30
     assert {name: said for name, (taken, said) in verdicts.items() if not taken} == {}
+
+
+def test_an_override_that_fits_no_node_is_an_error(model: onnx.ModelProto) -> None:
+    policy = replace(DEFAULT, overrides=(Override("node_of_another_model*", "float"),))
+    with pytest.raises(ConfigError, match="no node is called so"):
+        place_qdq(model, policy)

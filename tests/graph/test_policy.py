@@ -114,3 +114,15 @@ def test_a_policy_is_read_as_it_was_written(
         evidence={"versions": versions, "size": [1, 2], **({"trials": trials} if trials else {})},
     )  # fmt: skip
     assert parse_policy(policy_text(policy), "mine", "mine") == policy
+
+
+def test_a_file_begins_with_the_policy_of_its_backend(tmp_path: Path) -> None:
+    file = tmp_path / "mine.toml"
+    file.write_text('[groups]\nresize = "int8"\n', encoding="utf-8")
+    for backend in ("onnx", "openvino", "tensorrt"):
+        usual, mine = shipped_policy(backend), load_policy(str(file), backend)
+        assert mine.activations == usual.activations
+        assert mine.groups == usual.groups | {"resize": "int8"}
+    assert load_policy("tensorrt", "onnx") == shipped_policy("tensorrt")
+    with pytest.raises(ConfigError, match="is empty"):
+        load_policy("", "onnx")

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import os
 import subprocess
 import sys
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -14,9 +16,10 @@ from hypothesis import strategies as st
 from numpy.typing import NDArray
 
 from segdeploy.core.task import Task
-from segdeploy.upsampling import reference_labels, upsample_labels
+from segdeploy.upsampling import kernel, reference_labels, upsample_labels
 from segdeploy.upsampling.kernel import Fill, compiled_fill
 from segdeploy.upsampling.labels import fill_labels
+from segdeploy.upsampling.reference import find_axis
 
 Logits = NDArray[np.float32]
 FORMS = {"numpy": fill_labels, "compiled": compiled_fill(1), "threads": compiled_fill(2, 64)}
@@ -137,8 +140,6 @@ def test_more_classes_than_a_byte_holds() -> None:
 @pytest.mark.parametrize("form", FORMS.values(), ids=FORMS)
 def test_few_cells_of_a_smooth_map_are_computed(form: Fill) -> None:
     """The kernel is fast because it computes little: else it would be right but useless."""
-    from segdeploy.upsampling.reference import find_axis
-
     axis = find_axis(65, 520, align_corners=False)
     y, x = np.mgrid[:65, :65]
     logits = np.stack([y + x, 128 - y - x, np.zeros_like(x)]).astype(np.float32)
@@ -168,19 +169,77 @@ def test_multilabel_is_no_label_map() -> None:
         )  # fmt: skip
 
 
-def test_numpy_serves_where_numba_is_not_installed() -> None:
+def in_new_process(before: str, **variables: str) -> bool:
+    """Run `before`, then the kernel, which must be right; return whether it was compiled."""
     code = (
-        "import sys; sys.modules['numba'] = None\n"
+        f"{before}\n"
         "import numpy as np\n"
         "from segdeploy.core.task import Task\n"
         "from segdeploy.upsampling import has_compiled, prepare_kernel, upsample_labels\n"
         "low = np.arange(24, dtype=np.float32).reshape(1, 2, 3, 4) % 7\n"
-        "prepare_kernel(Task.MULTICLASS, 2)\n"
+        "prepare_kernel(2)\n"
         "found = upsample_labels(low, (9, 9), align_corners=False, task=Task.MULTICLASS,\n"
         "                        num_labels=2)\n"
         "print(has_compiled(), found.tolist())\n"
     )
-    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    done = subprocess.run(
+        [sys.executable, "-c", code],
+        capture_output=True, text=True, check=True, env={**os.environ, **variables},
+    )  # fmt: skip
     low = np.arange(24, dtype=np.float32).reshape(1, 2, 3, 4) % 7
     expected = reference_labels(low, (9, 9), align_corners=False, task=Task.MULTICLASS)
-    assert done.stdout.strip() == f"False {expected.tolist()}"
+    word, _, labels = done.stdout.strip().partition(" ")
+    assert labels == str(expected.tolist())
+    return word == "True"
+
+
+def test_numpy_serves_where_numba_is_not_installed() -> None:
+    assert not in_new_process("import sys; sys.modules['numba'] = None")
+
+
+def test_numpy_serves_where_the_compiler_is_turned_off() -> None:
+    assert not in_new_process("", NUMBA_DISABLE_JIT="1")
+
+
+@pytest.mark.parametrize(
+    ("step", "error"),
+    [
+        ("_save_data", "OSError(28, 'No space left on device')"),
+        ("_load_index", "PermissionError(13, 'Permission denied')"),
+        ("_load_index", "EOFError()"),
+    ],
+)
+def test_a_cache_that_fails_is_done_without(step: str, error: str, tmp_path: Path) -> None:
+    before = (
+        "from numba.core.caching import IndexDataCacheFile\n"
+        f"def fail(*_): raise {error}\n"
+        f"IndexDataCacheFile.{step} = fail"
+    )
+    assert in_new_process(before, NUMBA_CACHE_DIR=str(tmp_path))
+
+
+def test_the_margin_is_not_part_of_what_is_kept_on_disk(monkeypatch: pytest.MonkeyPatch) -> None:
+    axis = find_axis(9, 70, align_corners=False)
+    logits = make_logits("smooth", (1, 3, 9, 9), 0)[0]
+    out: Any = np.empty((70, 70), np.uint8)
+    few = compiled_fill(1)(logits, Task.MULTICLASS, axis, axis, out)
+    expected = out.copy()
+    monkeypatch.setattr(kernel, "MARGIN", 2.0**40)  # Nothing is clear.
+    assert compiled_fill(1)(logits, Task.MULTICLASS, axis, axis, out) == (len(axis.starts) - 1) ** 2
+    assert few < (len(axis.starts) - 1) ** 2
+    assert np.array_equal(out, expected)
+    monkeypatch.setattr(kernel, "MARGIN", 16.0)
+    monkeypatch.setattr(kernel, "LEAST_EXTENT", 2.0**60)
+    assert compiled_fill(1)(logits, Task.MULTICLASS, axis, axis, out) == (len(axis.starts) - 1) ** 2
+
+
+def test_one_usable_core_is_one_thread(monkeypatch: pytest.MonkeyPatch) -> None:
+    for variable in ("SEGDEPLOY_NUM_THREADS", "OMP_NUM_THREADS"):
+        monkeypatch.delenv(variable, raising=False)
+    monkeypatch.setattr(os, "sched_getaffinity", lambda _: {3}, raising=False)
+    monkeypatch.setattr(os, "cpu_count", lambda: 8)
+    monkeypatch.setattr(kernel, "_pool", lambda *_: pytest.fail("another thread"))
+    axis = find_axis(9, 70, align_corners=False)
+    out: Any = np.empty((70, 70), np.uint8)
+    logits = make_logits("smooth", (1, 3, 9, 9), 0)[0]
+    compiled_fill(None, 64)(logits, Task.MULTICLASS, axis, axis, out)

@@ -14,7 +14,10 @@ from segdeploy.graph.proto import opset_version
 
 _PAIR = {"QuantizeLinear", "DequantizeLinear"}
 _FP16_OPSET = 19
-_SYMMETRIC = "Quantise symmetrically: segdeploy export --target onnx-int8 or tensorrt-int8 does."
+_SYMMETRIC = (
+    "Quantise symmetrically: segdeploy export --target tensorrt-int8 does, and onnx-int8 with "
+    "--int8-policy tensorrt."
+)
 
 
 def zero_points(facts: GraphFacts) -> Iterator[Finding]:
