@@ -7,6 +7,7 @@ label map (H, W); `PIPELINES` names them. Started as a module, this file is the 
 
 from __future__ import annotations
 
+import os
 from collections.abc import Callable, Mapping
 from contextlib import ExitStack
 from pathlib import Path
@@ -73,7 +74,7 @@ def expert_openvino(options: Options, image: Image) -> Call:
         "INFERENCE_PRECISION_HINT": options["hint"],
     }
     request = core.compile_model(steps.build(), "CPU", settings).create_infer_request()
-    batch = np.ascontiguousarray(image[None])
+    batch = image[None].copy()  # Shared memory has to be writable.
 
     def call() -> NDArray[Any]:
         request.set_input_tensor(openvino.Tensor(batch, shared_memory=True))
@@ -84,7 +85,8 @@ def expert_openvino(options: Options, image: Image) -> Call:
 
 
 def segdeploy_artifact(options: Options, image: Image) -> Call:
-    """Return an artifact's own way, as `predict` goes it."""
+    """Return an artifact's own way, as `predict` goes it, in this process as all others here."""
+    os.environ["SEGDEPLOY_IN_PROCESS"] = "1"
     from segdeploy.backends.predictor import open_predictor
 
     return open_predictor(Path(options["path"])).bind(image)
