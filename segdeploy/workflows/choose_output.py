@@ -38,7 +38,7 @@ from segdeploy.core.folder import (
 from segdeploy.core.lock import run_lock
 from segdeploy.core.results import BenchResult
 from segdeploy.core.target import ExportTarget
-from segdeploy.export import ForeignOptions, Size
+from segdeploy.export import ExportOutcome, ForeignOptions, Size
 from segdeploy.export.foreign import plan_import
 from segdeploy.export.plan import PLAIN, Step, default_name, plan_export
 from segdeploy.frameworks.torch import require_onnx
@@ -110,8 +110,22 @@ def export_fastest(
         )
         folder = out / (name or f"{usual}+{AUTO}")
         times = measuring or Measuring()
-        found += _export_one(maker, folder, times, force=force, dry_run=dry_run)
+        try:
+            found += _export_one(maker, folder, times, force=force, dry_run=dry_run)
+        except SegDeployError as error:
+            if len(makers) == 1:
+                raise
+            found.append(_failed(maker.target, folder, source, error))
     return found
+
+
+def _failed(target: str, folder: Path, source: Checkpoint, error: SegDeployError) -> VerifiedExport:
+    """Return the outcome of a target that failed, of several: the others go on."""
+    outcome = ExportOutcome(
+        target=target, path=folder, parent=source.path.name, artifact=None, reused=False,
+        seconds=0.0, requested=True, error=error,
+    )  # fmt: skip
+    return VerifiedExport(outcome, None)
 
 
 def _export_one(

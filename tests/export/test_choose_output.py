@@ -274,3 +274,24 @@ def test_a_full_resolution_head_is_refused_before_anything_is_built() -> None:
     full = torch.nn.Conv2d(3, 4, 1)
     with pytest.raises(UnsupportedTargetError, match="do not come out of"):
         find_upsampling(full, SIZE)
+
+
+def test_of_several_targets_one_that_fails_does_not_stop_the_others(
+    checkpoint: Checkpoint, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    asked: list[str] = []
+
+    def fail_at_openvino(maker: Any, *_: Any, **__: Any) -> list[Any]:
+        asked.append(maker.target)
+        if maker.target == "openvino-fp32":
+            raise ArtifactError("no form could be measured")
+        return []
+
+    monkeypatch.setattr("segdeploy.workflows.choose_output._export_one", fail_at_openvino)
+    targets = ["openvino-fp32", "onnx-fp32"]
+    (failed,) = export_fastest(checkpoint.path, targets, tmp_path, size=SIZE)
+    assert asked == targets
+    assert failed.outcome.error is not None
+    assert failed.outcome.target == "openvino-fp32"
+    with pytest.raises(ArtifactError, match="no form"):
+        export_fastest(checkpoint.path, targets[:1], tmp_path, size=SIZE)
