@@ -16,6 +16,7 @@ from __future__ import annotations
 import argparse
 import json
 from collections.abc import Callable, Iterator
+from contextlib import chdir
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -133,8 +134,9 @@ def quantize_statically(case: Case) -> Path:
 
     target = case.run / "quantize_static.onnx"
     if not target.exists():
-        ready = case.run / "quant_pre_process.onnx"
-        quant_pre_process(case.artifact(BASE).payload, ready)
+        ready, plain = case.run / "quant_pre_process.onnx", case.artifact(BASE).payload.resolve()
+        with chdir(case.run):  # Where it fails, it leaves a file in the current folder.
+            quant_pre_process(plain, ready.name)
         quantize_static(
             ready, target, Reader(), quant_format=QuantFormat.QDQ, per_channel=True
         )  # fmt: skip

@@ -19,15 +19,12 @@ from typing import Any
 sys.path.insert(0, str(Path(__file__).parents[1]))  # Started as a file, not as a module.
 
 from benchmarks import render_int8
+from benchmarks.render_int8 import read
 
 HERE = Path(__file__).parent
 MOST_LINES = 5  # Of one command: README stays short.
 FRAME = set(" ─━┏┳┓┡╇┩┌┬┐└┴┘|:-")  # Lines of these alone are left out.
 README = HERE.parent / "README.md"
-
-
-def read(name: str) -> Any:
-    return json.loads((HERE / "results" / f"{name}.json").read_text(encoding="utf-8"))
 
 
 def camvid() -> str:
