@@ -218,6 +218,13 @@ def judge(case: Case, run: Run) -> tuple[float, float]:
     return float(mean_iou(confusion.counts)), float(np.mean(same))
 
 
+def save(found: dict[str, Any], rows: dict[tuple[str, str], dict[str, Any]]) -> None:
+    """Write what is known so far."""
+    order = [(m, q) for m in MODELS for q in QUANTIZERS]
+    found["rows"] = [rows[key] for key in order if key in rows]
+    write_json(RESULTS, found)
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
     parser.add_argument("--model", action="append", choices=MODELS)
@@ -237,7 +244,14 @@ def main() -> None:
             found["base"][model] = {"digest": base_digest, "mean_iou": judge(case, base_run)[0]}
         base = found["base"][model]["mean_iou"]
         for name in track(options.only or QUANTIZERS, model):
-            run, digest = QUANTIZERS[name](case)
+            try:
+                run, digest = QUANTIZERS[name](case)
+            except Exception as error:
+                if name.startswith("segdeploy"):
+                    raise
+                rows[model, name] = {"model": model, "quantizer": name, "error": str(error)[:200]}
+                save(found, rows)
+                continue
             if rows.get((model, name), {}).get("digest") == digest:
                 continue
             score, agreement = judge(case, run)
@@ -245,10 +259,10 @@ def main() -> None:
                 "model": model, "quantizer": name, "mean_iou": score,
                 "drop_points": 100 * (base - score), "agreement": agreement, "digest": digest,
             }  # fmt: skip
-            order = [(m, q) for m in MODELS for q in QUANTIZERS]
-            found["rows"] = [rows[key] for key in order if key in rows]
-            write_json(RESULTS, found)
+            save(found, rows)
     for row in found["rows"]:
+        if "error" in row:
+            continue
         print(f"{row['model']:32} {row['quantizer']:34} {row['drop_points']:+.2f} "
               f"{row['agreement']:.4f}")  # fmt: skip
 

@@ -23,6 +23,9 @@ def int8_accuracy() -> str:
     for row in found["rows"]:
         name = "" if row["model"] == shown else row["model"]
         shown = row["model"]
+        if "error" in row:
+            lines.append(f"| {name} | {row['quantizer']} | failed: {row['error']} | |")
+            continue
         lines.append(
             f"| {name} | {row['quantizer']} | {-row['drop_points']:+.2f} "
             f"| {100 * row['agreement']:.2f} % |"
