@@ -50,6 +50,14 @@ class BenchChild:
             error.message = f"{self._path}: {error.message}"
             raise
 
+    def pause(self) -> None:
+        """Stop its threads where they are: spinning ones would steal time from another worker."""
+        self._child.pause()
+
+    def resume(self) -> None:
+        """Let it go on."""
+        self._child.resume()
+
     def stop(self) -> None:
         """End the worker, whatever state it is in."""
         self._child.stop()

@@ -14,7 +14,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-from segdeploy.core.child import Array, Worker
+from segdeploy.core.child import Array, Worker, die_with_parent
 from segdeploy.core.contract import InputKind, OutputKind
 from segdeploy.core.manifest import Manifest
 from segdeploy.core.preprocess import SizeRule
@@ -128,6 +128,7 @@ def _describe_runtime(session: Any) -> dict[str, Any]:
 
 def main() -> None:
     """Serve the parent."""
+    die_with_parent()
     BenchWorker().serve()
 
 

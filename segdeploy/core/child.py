@@ -9,6 +9,7 @@ over the whole process tree (converters start compilers): whatever hangs cannot 
 from __future__ import annotations
 
 import contextlib
+import ctypes
 import json
 import os
 import select
@@ -31,6 +32,7 @@ from segdeploy.core.errors import SegDeployError
 Array = NDArray[Any]
 
 _LOG_LINES, _LOG_BYTES = 12, 4000
+_PR_SET_PDEATHSIG = 1  # prctl(2)
 _LOOK_S = 0.2  # How often memory is looked at; at 2 GiB/s an overshoot of 400 MiB.
 
 
@@ -183,6 +185,18 @@ class Child:
         self._process.kill()
         self._process.wait()
 
+    def pause(self) -> None:
+        """Stop the child's threads where they are, so that none spins beside another's work."""
+        self._signal(signal.SIGSTOP)
+
+    def resume(self) -> None:
+        """Let a paused child go on."""
+        self._signal(signal.SIGCONT)
+
+    def _signal(self, number: signal.Signals) -> None:
+        with contextlib.suppress(ProcessLookupError, PermissionError):
+            os.killpg(self._process.pid, number)
+
     def stop(self) -> None:
         """End the child and all that it started, whatever state they are in."""
         if self._log.closed:
@@ -326,6 +340,15 @@ def _end_with(parent: int) -> None:
         os.killpg(0, signal.SIGKILL)
 
     threading.Thread(target=watch, daemon=True).start()
+
+
+def die_with_parent() -> None:
+    """Ask Linux to kill this process with its parent: a paused one watches nothing by itself.
+
+    Only for a child whose starting thread waits for it: Linux means that thread by "parent".
+    """
+    with contextlib.suppress(OSError, AttributeError):
+        ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, signal.SIGKILL)
 
 
 def rebuild_error(plain: Mapping[str, str]) -> SegDeployError:
