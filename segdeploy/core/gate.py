@@ -18,7 +18,7 @@ import msgspec
 class Verdict(StrEnum):
     """What is known of a candidate."""
 
-    PASS = "pass"
+    PASS = "pass"  # noqa: S105  a verdict
     IMPROVEMENT = "improvement"
     INCONCLUSIVE = "inconclusive"
     REGRESSION = "regression"
