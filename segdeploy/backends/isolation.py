@@ -224,8 +224,9 @@ def inspect_foreign(path: Path, wanted: dict[str, Any]) -> ForeignGraph:
 class IsolatedSession:
     """A session that lives in a child process."""
 
-    def __init__(self, child: Child, folder: ModelFolder) -> None:
+    def __init__(self, child: Child, folder: ModelFolder, limit_s: float = RUN_LIMIT_S) -> None:
         self._child = child
+        self._limit_s = limit_s
         self._folder = folder
         self.inputs: tuple[TensorSpec, ...] = folder.manifest.inputs
         self.outputs: tuple[TensorSpec, ...] = folder.manifest.outputs
@@ -252,7 +253,7 @@ class IsolatedSession:
 
     def _ask(self, request: dict[str, Any], arrays: list[Array] | None = None) -> Any:
         try:
-            return self._child.ask(request, arrays or [], limit_s=RUN_LIMIT_S)
+            return self._child.ask(request, arrays or [], limit_s=self._limit_s)
         except ChildFailedError as error:
             self.close()
             raise _failed(self._folder, error) from error
@@ -267,8 +268,10 @@ def _failed(folder: ModelFolder, error: ChildFailedError) -> ArtifactError:
     )
 
 
-def open_isolated(folder: ModelFolder, device: str, python: str) -> IsolatedSession:
-    """Open a model folder in a child process.
+def open_isolated(
+    folder: ModelFolder, device: str, python: str, *, limit_s: float = RUN_LIMIT_S
+) -> IsolatedSession:
+    """Open a model folder in a child process; `limit_s` is the longest time of one answer.
 
     Raises:
         ArtifactError: If the runtime crashes, or the payload cannot be read.
@@ -277,11 +280,11 @@ def open_isolated(folder: ModelFolder, device: str, python: str) -> IsolatedSess
     child = _start(python, None)
     try:
         path = str(folder.path.resolve())
-        child.ask({"do": "open", "path": path, "device": device}, limit_s=RUN_LIMIT_S)
+        child.ask({"do": "open", "path": path, "device": device}, limit_s=limit_s)
     except ChildFailedError as error:
         child.stop()
         raise _failed(folder, error) from error
     except BaseException:
         child.stop()
         raise
-    return IsolatedSession(child, folder)
+    return IsolatedSession(child, folder, limit_s)

@@ -16,7 +16,7 @@ from numpy.typing import NDArray
 
 from segdeploy.core.contract import InputKind, SizeBounds
 from segdeploy.core.errors import ConfigError
-from segdeploy.core.folder import Artifact
+from segdeploy.core.folder import ModelFolder
 from segdeploy.core.manifest import Manifest
 from segdeploy.core.preprocess import (
     PreprocessSpec,
@@ -46,7 +46,7 @@ class Case:
     batches: Callable[[], Iterator[Batch]]
 
 
-def plan_cases(folder: Artifact, data: str | None, num_images: int) -> list[Case]:
+def plan_cases(folder: ModelFolder, data: str | None, num_images: int) -> list[Case]:
     """Return the groups on which to compare an artifact.
 
     Args:

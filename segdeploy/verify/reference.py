@@ -36,9 +36,11 @@ _MAX_MARGINS = 65_536  # Margins kept of one batch; a median needs no more.
 class Runner:
     """An opened folder that answers uint8 NHWC batches, whatever its input contract."""
 
-    def __init__(self, folder: ModelFolder, device: str) -> None:
+    def __init__(
+        self, folder: ModelFolder, device: str = "cpu", session: Session | None = None
+    ) -> None:
         self.folder = folder
-        self.session: Session = open_session(folder, device)
+        self.session: Session = open_session(folder, device) if session is None else session
 
     @property
     def manifest(self) -> Manifest:
