@@ -59,15 +59,27 @@ class FakeMachine:
                 sides[side].blocks_ms.append(self._block(factors[side]))
         self.launches.append(Launch(candidate=sides[1], baseline=sides[0]))
 
+    def run_alone(self, *, is_candidate: bool, calls: int) -> list[float]:
+        """Return the calls of one fresh process, as a script takes them that knows no gate."""
+        latency = 5.0 * (self.slowdown if is_candidate else 1.0)
+        if self.launch_bias:
+            latency *= float(np.exp(self._random.normal(0, self.launch_bias)))
+        self.now += START_S + WARM_S
+        found = []
+        for _ in range(calls):
+            found.append(latency * self._trouble(step=latency / 1000))
+            self.now += found[-1] / 1000
+        return found
+
     def _block(self, latency: float) -> list[float]:
         calls = []
         for _ in range(CALLS):
             self.now += BLOCK_S / CALLS
-            calls.append(latency * self._trouble())
+            calls.append(latency * self._trouble(step=BLOCK_S / CALLS))
         return calls
 
-    def _trouble(self) -> float:
-        step = BLOCK_S / CALLS
+    def _trouble(self, step: float) -> float:
+        """Return the factor of one call that takes `step` seconds."""
         if self._random.random() < self.steps * step:
             self._level = float(self._random.uniform(1.0, 1.5))
         if self._random.random() < self.bursts * step:

@@ -11,6 +11,7 @@ measured all the same: a gate that skipped them could not be tested by an A/A ru
 
 from __future__ import annotations
 
+import math
 import os
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass
@@ -158,6 +159,7 @@ class _Run:
         self._environment = self._describe()
         self._metrics: list[MetricVerdict] = []
         self._looks = 0
+        self._measured_s = 0.0
         self._launches: list[Launch] = []
 
     def _describe(self) -> dict[str, Any]:
@@ -256,12 +258,16 @@ class _Run:
                 run_looks(sample, is_decided, budget_s, monotonic)
             finally:
                 self._environment["runtime"] = sampler.runtime
+                self._measured_s = monotonic() - began
         self._progress(1.0)
 
     def _conclude(self) -> tuple[Verdict, str]:
         verdict = worst_verdict([metric.verdict for metric in self._metrics])
         deciding = next(metric for metric in self._metrics if metric.verdict is verdict)
         reason = f"{deciding.name}: {deciding.reason}"
+        if deciding.more_launches is not None:
+            share = 1 + deciding.more_launches / len(self._launches)
+            reason += f" (--budget {math.ceil(share * self._measured_s)}s)"
         if self._environment.get("different_machine") and verdict.exit_code:
             return Verdict.PASS, f"not judged, the baseline is another machine's ({reason})"
         return verdict, reason

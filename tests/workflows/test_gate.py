@@ -1,0 +1,310 @@
+"""The gate on real artifacts: what breaks, what is refused, what is kept. Nothing is timed here."""
+
+from __future__ import annotations
+
+import json
+import os
+from collections.abc import Callable
+from pathlib import Path
+from shutil import copytree
+from typing import Any
+
+import numpy as np
+import onnx
+import pytest
+from onnx import helper, numpy_helper
+
+from benchmarks.planted_worker import PLANTED, PlantedChild
+from segdeploy.bench import pairs
+from segdeploy.core.errors import ArtifactError, ConfigError
+from segdeploy.core.files import sha256_file
+from segdeploy.core.folder import MANIFEST, Artifact, Checkpoint, load_artifact
+from segdeploy.core.gate import GateResult, Verdict
+from segdeploy.core.limits import GateLimits
+from segdeploy.core.manifest import encode_manifest
+from segdeploy.export import export
+from segdeploy.workflows.gate import GatePlan, free_cores, gate
+
+SIZE = (64, 96)
+SHORT = GatePlan(budget_s=0.1, threads=1)  # The least number of launches.
+Edit = Callable[[onnx.ModelProto], None]
+
+
+@pytest.fixture(scope="module")
+def baseline(tiny_checkpoint: Checkpoint, tmp_path_factory: pytest.TempPathFactory) -> Artifact:
+    """An onnx-fp32 artifact that says that it was trained and verified."""
+    run = tmp_path_factory.mktemp("gate")
+    export(tiny_checkpoint.path, ["onnx-fp32"], run, size=SIZE)
+    return _rewrite(load_artifact(run / "onnx-fp32+64x96"), passed=True, trained=True)
+
+
+def _rewrite(folder: Artifact, **changes: Any) -> Artifact:
+    """Change the manifest on disk, digests of the files included."""
+    files = {name: sha256_file(folder.path / name) for name in folder.manifest.files}
+    manifest = folder.manifest.replace(files=files, **changes)
+    (folder.path / MANIFEST).write_bytes(encode_manifest(manifest))
+    return load_artifact(folder.path)
+
+
+def _variant(baseline: Artifact, to: Path, edit: Edit | None = None, **changes: Any) -> Path:
+    """Copy an artifact with another graph, as a faulty export would have written it."""
+    copytree(baseline.path, to)
+    copy = load_artifact(to)
+    if edit is not None:
+        model = onnx.load(copy.payload)
+        edit(model)
+        onnx.save(model, copy.payload)
+    _rewrite(copy, **changes)
+    return to
+
+
+def _end_with(model: onnx.ModelProto, kind: str, extra: list[onnx.TensorProto]) -> None:
+    """Put one node between the graph and its output."""
+    name = model.graph.output[0].name
+    for node in model.graph.node:
+        node.output[:] = ["before" if each == name else each for each in node.output]
+    model.graph.initializer.extend(extra)
+    inputs = ["before", *(each.name for each in extra)]
+    attributes = {"axis": 1} if kind == "Gather" else {}
+    node = helper.make_node(kind, inputs, [name], **attributes)  # type: ignore[arg-type]
+    model.graph.node.append(node)
+
+
+def swap_classes(model: onnx.ModelProto) -> None:
+    order = numpy_helper.from_array(np.array([1, 0, 2, 3, 4]), "order")
+    _end_with(model, "Gather", [order])
+
+
+def answer_nan(model: onnx.ModelProto) -> None:
+    zero = numpy_helper.from_array(np.array(np.nan, np.float32), "nan")
+    _end_with(model, "Add", [zero])
+
+
+def shift_all(model: onnx.ModelProto) -> None:
+    """A shift common to all classes changes no decision."""
+    shift = numpy_helper.from_array(np.array(0.5, np.float32), "shift")
+    _end_with(model, "Add", [shift])
+
+
+def test_a_slower_candidate_is_a_regression(
+    baseline: Artifact, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv(PLANTED, "slow:9")
+    result = gate(baseline.path, baseline.path, plan=SHORT, start=PlantedChild)
+    assert result.verdict is Verdict.REGRESSION
+    assert not result
+    assert result.latency is not None
+    assert result.latency.ratio is not None
+    assert result.latency.ratio > 3
+    assert result.parity["passed"]
+    launches = result.samples["launches"]
+    assert len(launches) == 5
+    assert all(len(launch[side]["blocks_ms"]) == 4 for launch in launches for side in launch)
+
+
+def test_every_limit_is_measured_and_the_document_is_complete(baseline: Artifact) -> None:
+    limits = GateLimits(latency=9, throughput=9, memory=9, size=0, cold_start=9)
+    result = gate(baseline.path, baseline.path, plan=SHORT, limits=limits, save=True)
+    document = json.loads((baseline.path / "gate.json").read_bytes())
+    assert document == json.loads(json.dumps(result.to_dict()))
+    assert [metric["name"] for metric in document["metrics"]] == [
+        "latency", "throughput", "memory", "cold_start", "size",
+    ]  # fmt: skip
+    assert all(metric["baseline"] > 0 for metric in document["metrics"])
+    assert {"verdict", "ratio", "ratio_ci", "minimal_detectable_effect", "samples"} <= set(document)
+    assert document["environment"]["threads"] == 1
+    assert result.verdict is Verdict.PASS, result.reason
+
+
+@pytest.mark.parametrize(
+    ("fault", "said"), [("crash", "killed by SIGKILL"), ("hang", "no answer within")]
+)
+def test_a_candidate_that_crashes_or_hangs_is_broken(
+    fault: str, said: str, baseline: Artifact, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv(PLANTED, fault)
+    monkeypatch.setattr(pairs, "GRACE_S", 2.0)
+    monkeypatch.setattr(pairs, "_PATIENCE", 2.0)
+    result = gate(baseline.path, baseline.path, plan=SHORT, start=PlantedChild)
+    assert result.verdict is Verdict.BROKEN
+    assert result.verdict.exit_code == 1
+    assert said in result.reason
+
+
+@pytest.mark.parametrize("edit", [swap_classes, answer_nan])
+def test_wrong_answers_are_found_before_any_timing(
+    edit: Edit, baseline: Artifact, tmp_path: Path
+) -> None:
+    wrong = _variant(baseline, tmp_path / "wrong", edit)
+    result = gate(baseline.path, wrong, plan=SHORT)
+    assert result.verdict is Verdict.BROKEN
+    assert result.samples["launches"] == []
+    assert result.parity["passed"] is False
+
+
+def test_a_right_answer_of_another_graph_goes_on_to_the_timing(
+    baseline: Artifact, tmp_path: Path
+) -> None:
+    shifted = _variant(baseline, tmp_path / "shifted", shift_all)
+    result = gate(baseline.path, shifted, plan=SHORT, limits=GateLimits(latency=9))
+    assert result.verdict is Verdict.PASS
+    assert result.parity["flip_rate"] == 0
+
+
+def test_one_that_failed_verify_is_broken_unseen(baseline: Artifact, tmp_path: Path) -> None:
+    failed = _variant(baseline, tmp_path / "failed", passed=False)
+    result = gate(baseline.path, failed, plan=SHORT)
+    assert result.verdict is Verdict.BROKEN
+    assert "failed its verification" in result.reason
+
+
+def test_a_payload_that_does_not_open_is_broken(baseline: Artifact, tmp_path: Path) -> None:
+    broken = tmp_path / "broken"
+    copytree(baseline.path, broken)
+    load_artifact(broken).payload.write_bytes(b"no graph")
+    _rewrite(Artifact(broken, baseline.manifest))
+    assert gate(baseline.path, broken, plan=SHORT).verdict is Verdict.BROKEN
+    with pytest.raises(ArtifactError):
+        gate(broken, baseline.path, plan=SHORT)  # A broken baseline judges nobody.
+
+
+def test_other_weights_are_judged_by_their_own_checkpoint_or_by_what_verify_said(
+    baseline: Artifact, tmp_path: Path
+) -> None:
+    link = baseline.manifest.reference
+    assert link is not None
+    other = type(link)("0" * 64, "nowhere")
+    limits = GateLimits(latency=9)
+    verified = _variant(baseline, tmp_path / "verified", swap_classes, reference=other)
+    result = gate(baseline.path, verified, plan=SHORT, limits=limits)
+    assert result.verdict is Verdict.PASS
+    assert "verified earlier" in result.parity["note"]
+    unknown = _variant(baseline, tmp_path / "unknown", reference=other, passed=None)
+    with pytest.raises(ConfigError, match="never verified"):
+        gate(baseline.path, unknown, plan=SHORT, limits=limits)
+    plan = GatePlan(budget_s=0.1, threads=1, check_parity=False)
+    assert gate(baseline.path, unknown, plan=plan, limits=limits).verdict is Verdict.PASS
+
+
+def test_limits_of_files_decide_without_a_measurement(baseline: Artifact, tmp_path: Path) -> None:
+    def grow(model: onnx.ModelProto) -> None:
+        ballast = numpy_helper.from_array(np.ones(1_000_000, np.float32), "ballast")
+        model.graph.initializer.append(ballast)
+
+    larger = _variant(baseline, tmp_path / "larger", grow)
+    limits = GateLimits(latency=None, size=0.05)
+    result = gate(baseline.path, larger, plan=SHORT, limits=limits)
+    assert result.verdict is Verdict.REGRESSION
+    assert result.metrics[0].name == "size"
+    assert result.samples["launches"] == []
+
+
+def _evaluated(folder: Path, mean_iou: float, **changes: Any) -> None:
+    plain = {
+        "target": "onnx-fp32", "data": "synthetic/val", "mean_iou": mean_iou, "num_images": 4,
+        "class_iou": {"a": mean_iou},
+    }  # fmt: skip
+    (folder / "eval.json").write_text(json.dumps({**plain, **changes}))
+
+
+@pytest.mark.parametrize(
+    ("now", "verdict"),
+    [(0.596, Verdict.PASS), (0.594, Verdict.REGRESSION), (0.61, Verdict.IMPROVEMENT)],
+)
+def test_lost_quality_is_counted_in_points(
+    now: float, verdict: Verdict, baseline: Artifact, tmp_path: Path
+) -> None:
+    folders = [_variant(baseline, tmp_path / name) for name in ("before", "after")]
+    limits = GateLimits(latency=None, mean_iou=0.5)
+    with pytest.raises(ConfigError, match=r"no eval\.json"):
+        gate(*folders, plan=SHORT, limits=limits)
+    _evaluated(folders[0], 0.6)
+    _evaluated(folders[1], now)
+    assert gate(*folders, plan=SHORT, limits=limits).verdict is verdict
+    _evaluated(folders[1], now, num_images=5)
+    with pytest.raises(ConfigError, match="same --data"):
+        gate(*folders, plan=SHORT, limits=limits)
+
+
+def _stored(baseline: Artifact, file: Path, **environment: Any) -> Path:
+    from segdeploy.bench import bench
+
+    result = bench([baseline.path], threads=1, seconds=0.2, warmup_s=0.0, save=False)[0].to_dict()
+    result["environment"].update(environment)
+    file.write_text(json.dumps(result))
+    return file
+
+
+def test_a_stored_baseline_serves_on_the_same_machine_only(
+    baseline: Artifact, tmp_path: Path
+) -> None:
+    limits = GateLimits(latency=9)
+    here = _stored(baseline, tmp_path / "bench.json")
+    same = gate(here, baseline.path, plan=GatePlan(budget_s=0.1), limits=limits)
+    assert same.verdict in {Verdict.PASS, Verdict.IMPROVEMENT}
+    assert same.environment["threads"] == 1
+    elsewhere = _stored(baseline, tmp_path / "other.json", cpu="Some other CPU")
+    with pytest.raises(ConfigError, match="Some other CPU"):
+        gate(elsewhere, baseline.path, plan=SHORT, limits=limits)
+
+
+def test_another_machine_never_fails_a_build(
+    baseline: Artifact, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    elsewhere = _stored(baseline, tmp_path / "other.json", cpu="Some other CPU")
+    monkeypatch.setenv(PLANTED, "slow:9")
+    plan = GatePlan(budget_s=0.1, threads=1, allow_different_machine=True)
+    result = gate(elsewhere, baseline.path, plan=plan, start=PlantedChild)
+    assert result.verdict.exit_code == 0
+    assert result.latency is not None
+    assert result.latency.verdict is Verdict.REGRESSION
+    assert any("Some other CPU" in line for line in result.environment["different_machine"])
+
+
+@pytest.mark.parametrize("content", ["{}", "[]", "nonsense", '{"samples_ms": []}'])
+def test_a_file_that_is_no_result_is_refused(
+    content: str, baseline: Artifact, tmp_path: Path
+) -> None:
+    file = tmp_path / "bench.json"
+    file.write_text(content)
+    with pytest.raises(ArtifactError):
+        gate(file, baseline.path, plan=SHORT)
+    with pytest.raises(ArtifactError):
+        gate(tmp_path / "none.json", baseline.path, plan=SHORT)
+
+
+def test_sizes_that_do_not_fit_are_refused(baseline: Artifact) -> None:
+    with pytest.raises(ConfigError, match="64x96 only"):
+        gate(baseline.path, baseline.path, plan=GatePlan(size=(32, 32)))
+
+
+@pytest.mark.parametrize(
+    "settings",
+    [
+        {"threads": 0}, {"batch_size": 0}, {"budget_s": 0.0}, {"streams": 0}, {"size": (0, 4)},
+        {"device": "tpu"}, {"budget_s": float("nan")},
+    ],
+)  # fmt: skip
+def test_settings_out_of_range_are_refused(settings: dict[str, Any]) -> None:
+    with pytest.raises(ConfigError):
+        GatePlan(**settings)
+
+
+def test_nothing_runs_on_after_a_gate(baseline: Artifact, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv(PLANTED, "crash")
+    gate(baseline.path, baseline.path, plan=SHORT, start=PlantedChild)
+    children = Path(f"/proc/self/task/{os.getpid()}/children").read_text().split()
+    commands = [Path(f"/proc/{child}/cmdline").read_bytes() for child in children]
+    assert not any(b"worker" in command for command in commands)
+
+
+def test_free_cores_are_at_least_one() -> None:
+    free, busy = free_cores()
+    assert 1 <= free <= (os.cpu_count() or 1)
+    assert busy >= 0
+
+
+def test_an_unknown_ratio_does_not_decide() -> None:
+    result = GateResult(baseline="a", candidate="b", verdict=Verdict.BROKEN, reason="it crashed")
+    assert result.to_dict()["ratio"] is None
+    assert not result
