@@ -1,0 +1,105 @@
+"""`segdeploy gate` from the command line: exit codes, JSON, where limits come from."""
+
+from __future__ import annotations
+
+import json
+import shutil
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+
+from segdeploy.core.folder import Checkpoint
+
+Run = Callable[..., tuple[int, str, str]]
+FILES_ONLY = ("--no-parity", "--limit", "latency=off", "--limit", "size=5%")
+
+
+@pytest.fixture
+def folder(tiny_checkpoint: Checkpoint, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> str:
+    monkeypatch.chdir(tmp_path)
+    return str(shutil.copytree(tiny_checkpoint.path, tmp_path / "checkpoint"))
+
+
+def test_files_are_compared_without_running_anything(cli: Run, folder: str) -> None:
+    code, out, _ = cli("gate", folder, folder, *FILES_ONLY, "--json")
+    document = json.loads(out)
+    assert code == 0
+    assert document["verdict"] == "pass"
+    assert document["ratio"] is None  # Latency was left out.
+    assert [metric["name"] for metric in document["metrics"]] == ["size"]
+    assert json.loads((Path(folder) / "gate.json").read_bytes()) == document
+
+
+def test_the_table_names_every_metric(cli: Run, folder: str) -> None:
+    code, out, _ = cli("gate", folder, folder, *FILES_ONLY, "--no-save")
+    assert code == 0
+    assert "size" in out
+    assert "pass" in out
+    assert not (Path(folder) / "gate.json").exists()
+
+
+def test_limits_stand_in_the_file_that_lies_here_and_flags_win(
+    cli: Run, folder: str, tmp_path: Path
+) -> None:
+    limits = '[gate]\nlatency = "off"\nsize = "5%"\nmean_iou = 0.5\n'
+    (tmp_path / "segdeploy.toml").write_text(limits)
+    code, _, err = cli("gate", folder, folder, "--no-parity")
+    assert code == 2
+    assert "limits of segdeploy.toml" in err
+    assert "eval.json" in err
+    code, out, _ = cli("gate", folder, folder, "--no-parity", "--limit", "mean_iou=off", "--json")
+    assert code == 0
+    assert [metric["name"] for metric in json.loads(out)["metrics"]] == ["size"]
+
+
+@pytest.mark.parametrize(
+    ("arguments", "said"),
+    [
+        (["--max-slowdown", "much"], "no share"),
+        (["--max-slowdown", "0%"], "above 0"),
+        (["--max-slowdown", "2000%"], "above 0"),
+        (["--limit", "speed=5%"], "no limit"),
+        (["--limit", "memory"], "no limit"),
+        (["--limit", "mean_iou=5%"], "points"),
+        (["--limit", "latency=off"], "decides nothing"),
+        (["--budget", "soon"], "no time"),
+        (["--budget", "0s"], "no time"),
+        (["--threads", "0"], "threads"),
+        (["--size", "10"], "not a size"),
+        (["--config", "none.toml"], "no none.toml"),
+        (["--device", "tpu"], "Unknown device"),
+    ],
+)
+def test_what_cannot_be_meant_is_refused(
+    arguments: list[str], said: str, cli: Run, folder: str
+) -> None:
+    code, out, err = cli("gate", folder, folder, *arguments, "--json")
+    assert code == 2
+    assert said in err
+    assert json.loads(out)["error"]["exit_code"] == 2
+    assert not (Path(folder) / "gate.json").exists()
+
+
+def test_missing_and_damaged_folders_are_refused(cli: Run, folder: str, tmp_path: Path) -> None:
+    for pair in ((folder, "none"), ("none", folder), ("none.json", folder)):
+        code, _, err = cli("gate", *pair)
+        assert code == 2
+        assert "none" in err
+    damaged = tmp_path / "damaged"
+    shutil.copytree(folder, damaged)
+    with (damaged / "weights.safetensors").open("ab") as weights:
+        weights.write(b"x")
+    code, _, err = cli("gate", folder, str(damaged))
+    assert code == 2
+    assert "damaged" in err
+
+
+@pytest.mark.parametrize("content", ["[gate", "gate = 3"])
+def test_a_file_that_is_no_configuration_is_refused(
+    content: str, cli: Run, folder: str, tmp_path: Path
+) -> None:
+    (tmp_path / "segdeploy.toml").write_text(content)
+    code, _, err = cli("gate", folder, folder)
+    assert code == 2
+    assert "segdeploy.toml" in err
