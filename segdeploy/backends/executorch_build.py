@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from segdeploy.core.contract import InputKind, IoContract, SizeBounds
+from segdeploy.core.contract import InputKind, IoContract, OutputKind, SizeBounds
 from segdeploy.core.errors import BuildError, SegDeployError
 from segdeploy.core.files import canonical_json, write_bytes, write_json
 from segdeploy.core.session import BuildRequest
@@ -70,13 +70,16 @@ def _build(request: BuildRequest) -> None:
             wrapped.label_type = torch.int32  # The portable kernels have no uint16.
         return wrapped
 
-    module = load_module(request.checkpoint).eval()
+    module, io = load_module(request.checkpoint).eval(), request.io
     with torch.no_grad():
         if request.precision is Precision.INT8:
-            plain = IoContract()
+            is_low = io.output is OutputKind.LOW_LOGITS
+            plain = IoContract(output=io.output if is_low else OutputKind.LOGITS)
             captured = _capture(with_contract(module, plain), plain.input, bounds)
             module = _quantize(captured, request.calibration, bounds)
-        program = _capture(with_contract(module, request.io), request.io.input, bounds)
+            if is_low:  # What was captured ends there already.
+                io = IoContract(io.input, OutputKind.LOGITS)
+        program = _capture(with_contract(module, io), io.input, bounds)
         _lower(program, request)
 
 

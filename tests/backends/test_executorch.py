@@ -13,6 +13,7 @@ from typing import Any
 
 import numpy as np
 import pytest
+import torch
 
 from segdeploy.backends import open_session
 from segdeploy.backends.executorch import EXECUTORCH, require_runtime
@@ -134,6 +135,19 @@ def test_images_become_labels(small_net: SmallNet, tmp_path: Path, num_classes: 
     np.testing.assert_array_equal(found["labels"], logits.argmax(1))
     odds = np.exp(logits - logits.max(1, keepdims=True)).sum(1)
     np.testing.assert_allclose(found["confidence"], 1 / odds, rtol=1e-4)
+
+
+def test_int8_may_end_at_low_resolution(checkpoint: Checkpoint, tmp_path: Path) -> None:
+    """What PT2E captures is no module with an interpolation any more: the cut comes before."""
+    io = IoContract(InputKind.IMAGE, OutputKind.LOW_LOGITS)
+    low = open_session(_export(checkpoint, tmp_path, "int8", io=io)).run(_images(1, 48, 64))
+    assert low["low_logits"].shape[2] < 48
+    found = torch.nn.functional.interpolate(
+        torch.from_numpy(low["low_logits"]), (48, 64), mode="bilinear"
+    ).numpy()
+    exact = open_session(checkpoint).run(_tensors(1, 48, 64))["logits"]
+    distance = float(np.sqrt(np.mean((found - exact) ** 2)) / exact.std())
+    assert distance < CLOSE["int8"]
 
 
 def test_a_bound_call_runs_and_a_closed_session_refuses(bounded: dict[str, Artifact]) -> None:
