@@ -14,7 +14,7 @@ from __future__ import annotations
 import math
 import os
 from collections.abc import Callable, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from time import monotonic, sleep
 from typing import Any
@@ -211,6 +211,7 @@ class _Run:
                 )  # fmt: skip
             self._measure(plan)
         except CandidateBrokenError as error:
+            self._metrics = []
             self._parity = self._parity or error.__dict__.get("parity", {"passed": False})
             return Verdict.BROKEN, str(error)
         self._metrics += files
@@ -262,15 +263,23 @@ class _Run:
         self._progress(1.0)
 
     def _conclude(self) -> tuple[Verdict, str]:
+        if self._environment.get("different_machine"):
+            self._metrics = [_unjudged(metric) for metric in self._metrics]
         verdict = worst_verdict([metric.verdict for metric in self._metrics])
         deciding = next(metric for metric in self._metrics if metric.verdict is verdict)
         reason = f"{deciding.name}: {deciding.reason}"
         if deciding.more_launches is not None:
             share = 1 + deciding.more_launches / len(self._launches)
             reason += f" (--budget {math.ceil(share * self._measured_s)}s)"
-        if self._environment.get("different_machine") and verdict.exit_code:
-            return Verdict.PASS, f"not judged, the baseline is another machine's ({reason})"
         return verdict, reason
+
+
+def _unjudged(metric: MetricVerdict) -> MetricVerdict:
+    """Return the metric of a comparison with another machine: shown, and never held against it."""
+    if not metric.verdict.exit_code:
+        return metric
+    reason = f"not judged, the baseline is another machine's: {metric.reason}"
+    return replace(metric, verdict=Verdict.PASS, reason=reason, more_launches=None)
 
 
 def _has_measured(limits: GateLimits) -> bool:

@@ -6,6 +6,7 @@ import json
 import shutil
 from collections.abc import Callable
 from pathlib import Path
+from xml.etree import ElementTree as ET
 
 import pytest
 
@@ -37,6 +38,20 @@ def test_the_table_names_every_metric(cli: Run, folder: str) -> None:
     assert "size" in out
     assert "pass" in out
     assert not (Path(folder) / "gate.json").exists()
+
+
+def test_what_a_ci_reads_is_written(
+    cli: Run, folder: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("GITHUB_STEP_SUMMARY", str(tmp_path / "github.md"))
+    files = ("--junit", str(tmp_path / "gate.xml"), "--summary", str(tmp_path / "gate.md"))
+    assert cli("gate", folder, folder, *FILES_ONLY, *files)[0] == 0
+    document = ET.parse(tmp_path / "gate.xml")  # noqa: S314  our own
+    cases = document.getroot().findall("testsuite/testcase")
+    assert [case.get("name") for case in cases] == ["size"]
+    text = (tmp_path / "gate.md").read_text()
+    assert "pass" in text
+    assert (tmp_path / "github.md").read_text().strip() == text.strip()
 
 
 def test_limits_stand_in_the_file_that_lies_here_and_flags_win(

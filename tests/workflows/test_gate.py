@@ -257,7 +257,9 @@ def test_another_machine_never_fails_a_build(
     result = gate(elsewhere, baseline.path, plan=plan, start=PlantedChild)
     assert result.verdict.exit_code == 0
     assert result.latency is not None
-    assert result.latency.verdict is Verdict.REGRESSION
+    assert "not judged" in result.latency.reason
+    assert result.latency.ratio is not None
+    assert result.latency.ratio > 3  # It is shown all the same.
     assert any("Some other CPU" in line for line in result.environment["different_machine"])
 
 
