@@ -239,20 +239,21 @@ def _open_calibration(
     num_images: int,
     options: Int8Options | None,
 ) -> CalibrationSet | None:
-    needing = [str(s.target) for s in steps if s.target.precision is Precision.INT8]
     taking = [s for s in steps if s.target.precision is Precision.FP16 and s.parent is not None]
-    is_used = any(s.target.precision is Precision.INT8 and s.parent is not None for s in steps)
-    if options not in (None, Int8Options()) and not is_used:
-        shown = ", ".join(str(s.target) for s in steps if s.requested)
+    int8 = [s for s in steps if s.target.precision is Precision.INT8]
+    untouched = [s for s in int8 if s.parent is None] or ([] if int8 else steps)
+    if options not in (None, Int8Options()) and untouched:
+        shown = ", ".join(str(s.target) for s in untouched if s.requested)
         raise ConfigError(
             f"Method, equalisation and bias correction change nothing for {shown}.",
-            hint="They are for int8 graphs: onnx-int8, openvino-int8, tensorrt-int8.",
+            hint="They are for int8 graphs: onnx-int8, openvino-int8, tensorrt-int8. Export others "
+            "by themselves.",
         )
-    if not needing and (not taking or calibration is None):
+    if not int8 and (not taking or calibration is None):
         return None
     if calibration is None:
         raise ConfigError(
-            f"The target {needing[0]} needs images to choose its ranges from.",
+            f"The target {int8[0].target} needs images to choose its ranges from.",
             hint="Give --calibration NAME[:ROOT], e.g. camvid:data/camvid (its train split).",
         )
     images = open_calibration(calibration, num_images, options)

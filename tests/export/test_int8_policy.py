@@ -14,7 +14,7 @@ from segdeploy.core.contract import IoContract
 from segdeploy.core.errors import ConfigError
 from segdeploy.core.folder import Checkpoint, load_artifact
 from segdeploy.core.target import ExportTarget, Precision
-from segdeploy.export import export, graphs, stage
+from segdeploy.export import Int8Options, export, graphs, stage
 from segdeploy.export.plan import PLAIN, Step
 from segdeploy.graph.calibrate import calibrate
 from segdeploy.graph.placement import place_qdq
@@ -101,6 +101,20 @@ def test_a_policy_that_cannot_be_followed_is_refused_before_any_work(
         export(
             checkpoint.path, targets, tmp_path / "run",
             calibration=DATA, int8_policy=policy, size=(64, 96),
+        )  # fmt: skip
+    assert not (tmp_path / "run").exists()
+
+
+@pytest.mark.parametrize("targets", [["onnx-fp32"], ["onnx-int8", "executorch-int8"]])
+def test_options_that_would_change_nothing_of_a_target_are_refused(
+    targets: list[str], checkpoint: Checkpoint, tmp_path: Path
+) -> None:
+    if "executorch-int8" in targets:
+        pytest.importorskip("executorch")
+    with pytest.raises(ConfigError, match=f"change nothing for {targets[-1]}"):
+        export(
+            checkpoint.path, targets, tmp_path / "run",
+            calibration=DATA, int8_options=Int8Options(correct_bias=True), size=(64, 96),
         )  # fmt: skip
     assert not (tmp_path / "run").exists()
 
