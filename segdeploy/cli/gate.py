@@ -85,8 +85,8 @@ def gate(
             baseline, candidate, plan=plan, limits=limits, save=save,
             progress=lambda done: advance("gate", done, 1.0),
         )  # fmt: skip
-    _write(result, junit, summary)
     emit(result.to_dict(), as_json, lambda: _render(result))
+    _write(result, junit, summary)
     if result.verdict.exit_code:
         say(f"error: {result.verdict}: {result.reason}")
         raise typer.Exit(result.verdict.exit_code)
@@ -131,7 +131,13 @@ def _parse_limits(table: dict[str, Any], max_slowdown: str | None, limits: list[
 
 
 def _write(result: GateResult, junit: Path | None, summary: Path | None) -> None:
-    """Write what CI systems read."""
+    """Write what CI systems read; GitHub's own summary too, where a job has one."""
+    from segdeploy.workflows.junit import gate_cases, write_junit
+    from segdeploy.workflows.summary import render_gate, write_summary
+
+    if junit is not None:
+        write_junit(junit, gate_cases(result))
+    write_summary(render_gate(result), summary)
 
 
 def _render(result: GateResult) -> None:

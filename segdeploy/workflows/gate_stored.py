@@ -41,10 +41,11 @@ class StoredBaseline:
         Raises:
             ArtifactError: If it is missing, damaged, or not the result of a bench.
         """
-        plain = read_result(path)
+        plain = read_result(path) if path.suffix == ".json" else None
         if plain is None:
             raise ArtifactError(
-                f"There is no {path}.", hint="Give an artifact folder, or the file bench wrote."
+                f"{path} is no result of a bench.",
+                hint="Give an artifact folder, or the bench.json of one.",
             )
         try:
             result = BenchResult.from_dict(plain)

@@ -4,9 +4,12 @@ from __future__ import annotations
 
 import json
 import os
+import subprocess
+import sys
 from collections.abc import Callable
 from pathlib import Path
 from shutil import copytree
+from time import monotonic, sleep
 from typing import Any
 
 import numpy as np
@@ -298,6 +301,38 @@ def test_nothing_runs_on_after_a_gate(baseline: Artifact, monkeypatch: pytest.Mo
     children = Path(f"/proc/self/task/{os.getpid()}/children").read_text().split()
     commands = [Path(f"/proc/{child}/cmdline").read_bytes() for child in children]
     assert not any(b"worker" in command for command in commands)
+
+
+@pytest.mark.slow
+def test_a_killed_gate_leaves_no_stopped_worker(baseline: Artifact) -> None:
+    """A worker that is stopped cannot notice by itself that nobody waits for it any more."""
+    command = [sys.executable, "-m", "segdeploy", "gate", *2 * [str(baseline.path)]]
+    process = subprocess.Popen([*command, "--no-save", "--no-parity", "--budget", "120s"])
+    workers: set[int] = set()
+    end = monotonic() + 60
+    while len(workers) < 2 and monotonic() < end:
+        workers = _children(process.pid)
+    process.kill()
+    process.wait()
+    assert len(workers) == 2
+    while any(map(_is_there, workers)) and monotonic() < end + 10:
+        sleep(0.05)
+    assert not any(map(_is_there, workers))
+
+
+def _children(pid: int) -> set[int]:
+    return {int(child) for child in _read(f"/proc/{pid}/task/{pid}/children").split()}
+
+
+def _is_there(pid: int) -> bool:
+    return b"bench.worker" in _read(f"/proc/{pid}/cmdline")
+
+
+def _read(path: str) -> bytes:
+    try:
+        return Path(path).read_bytes()
+    except (FileNotFoundError, ProcessLookupError):
+        return b""
 
 
 def test_free_cores_are_at_least_one() -> None:
