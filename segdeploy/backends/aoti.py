@@ -40,6 +40,7 @@ from segdeploy.core.target import Precision
 from segdeploy.frameworks.quiet import captured_log, tail
 from segdeploy.frameworks.threads import num_threads
 from segdeploy.frameworks.torch import find_torch, require_torch
+from segdeploy.measure.regions import Region, enter
 
 if TYPE_CHECKING:
     import torch
@@ -66,7 +67,11 @@ class AotiSession:
 
     def run(self, batch: Array) -> dict[str, Array]:
         """Return the outputs by name."""
-        found = self._forward(self._place(batch))
+        enter(Region.HOST_TO_DEVICE)
+        placed = self._place(batch)
+        enter(Region.RUN)
+        found = self._forward(placed)
+        enter(Region.DEVICE_TO_HOST)
         tensors = found if isinstance(found, (tuple, list)) else (found,)
         return {
             spec.name: tensor.numpy() for spec, tensor in zip(self.outputs, tensors, strict=True)

@@ -35,6 +35,7 @@ from segdeploy.core.session import Array, Backend, BuildRequest, Limits, Session
 from segdeploy.core.target import Precision
 from segdeploy.frameworks.packages import find_packages, import_package
 from segdeploy.frameworks.quiet import captured_log, tail
+from segdeploy.measure.regions import Region, enter
 
 PACKAGE = "model.mlpackage"
 INPUT_NAMES = {InputKind.TENSOR: "input_tensor", InputKind.IMAGE: "image"}
@@ -68,7 +69,11 @@ class CoreMlSession:
 
     def run(self, batch: Array) -> dict[str, Array]:
         """Return the outputs by name, in the contract's types."""
-        found = self._predict(self._place(batch))
+        enter(Region.HOST_TO_DEVICE)
+        placed = self._place(batch)
+        enter(Region.RUN)
+        found = self._predict(placed)
+        enter(Region.DEVICE_TO_HOST)
         return {spec.name: np.asarray(found[spec.name]).astype(spec.dtype) for spec in self.outputs}
 
     def bind(self, batch: Array) -> Callable[[], None]:

@@ -31,6 +31,7 @@ from segdeploy.core.target import Precision
 from segdeploy.frameworks.packages import find_packages, import_package
 from segdeploy.frameworks.quiet import captured_log
 from segdeploy.frameworks.threads import num_threads
+from segdeploy.measure.regions import Region, enter
 
 if TYPE_CHECKING:
     import torch
@@ -72,7 +73,11 @@ class ExecuTorchSession:
 
     def run(self, batch: Array) -> dict[str, Array]:
         """Return the outputs by name."""
-        found = self._call(self._place(batch))
+        enter(Region.HOST_TO_DEVICE)
+        placed = self._place(batch)
+        enter(Region.RUN)
+        found = self._call(placed)
+        enter(Region.DEVICE_TO_HOST)
         return {
             spec.name: np.array(tensor.numpy(), spec.dtype)
             for spec, tensor in zip(self.outputs, found, strict=True)

@@ -33,6 +33,7 @@ from segdeploy.core.session import Array, Backend, BuildRequest, Limits, Session
 from segdeploy.core.target import Precision
 from segdeploy.frameworks.quiet import captured_log, tail
 from segdeploy.frameworks.threads import num_threads
+from segdeploy.measure.regions import Region, enter
 
 
 class LiteRTSession:
@@ -52,6 +53,7 @@ class LiteRTSession:
     def run(self, batch: Array) -> dict[str, Array]:
         """Return the outputs by name."""
         self.bind(batch)()
+        enter(Region.DEVICE_TO_HOST)
         return {
             spec.name: self._interpreter.get_tensor(index)
             for spec, index in zip(self.outputs, self._given, strict=True)
@@ -65,7 +67,9 @@ class LiteRTSession:
         def call() -> None:
             if self._interpreter is None:
                 raise ArtifactError("The session is closed.")
+            enter(Region.HOST_TO_DEVICE)
             self._interpreter.set_tensor(self._taken, contiguous)
+            enter(Region.RUN)
             self._interpreter.invoke()
 
         return call

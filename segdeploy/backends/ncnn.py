@@ -34,6 +34,7 @@ from segdeploy.core.session import Array, Backend, BuildRequest, Limits, Session
 from segdeploy.core.target import ExportTarget, Precision
 from segdeploy.frameworks.packages import find_packages, import_package
 from segdeploy.frameworks.threads import num_threads
+from segdeploy.measure.regions import Region, enter
 
 _INPUT, _OUTPUT = "in0", "out0"
 _PARAM, _BIN = "model.ncnn.param", "model.ncnn.bin"
@@ -82,7 +83,9 @@ class NcnnSession:
     def run(self, batch: Array) -> dict[str, Array]:
         """Return the outputs by name."""
         check_batch(batch, self.inputs[0])
-        found = np.array(self._call(np.ascontiguousarray(batch[0])))[None]
+        given = self._call(np.ascontiguousarray(batch[0]))
+        enter(Region.DEVICE_TO_HOST)
+        found = np.array(given)[None]
         spec = self.outputs[0]
         if not spec.fits(found.shape):
             raise ArtifactError(

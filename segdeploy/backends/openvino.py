@@ -33,6 +33,7 @@ from segdeploy.core.session import Array, Backend, BuildRequest, Session
 from segdeploy.core.target import ExportTarget, Precision
 from segdeploy.frameworks.packages import find_packages, import_package
 from segdeploy.frameworks.threads import num_threads
+from segdeploy.measure.regions import Region, enter
 
 FACTS = "segdeploy"
 """Section of rt_info that holds the facts."""
@@ -62,8 +63,11 @@ class OpenVinoSession:
     def run(self, batch: Array) -> dict[str, Array]:
         """Return the outputs by name."""
         request = self._opened(self._request)
+        enter(Region.HOST_TO_DEVICE)
         kept = self._place(request, batch)
+        enter(Region.RUN)
         _infer(request, kept)
+        enter(Region.DEVICE_TO_HOST)
         return {
             spec.name: np.array(request.get_tensor(spec.name).data)  # The request's own memory.
             for spec in self.outputs

@@ -33,6 +33,7 @@ from segdeploy.core.preprocess import (
 )
 from segdeploy.core.session import Array, Session
 from segdeploy.core.task import Labels, Task, predict_confidence, predict_labels
+from segdeploy.measure.regions import Region, enter
 from segdeploy.upsampling import LOW_LOGITS, Upsampler
 
 
@@ -162,7 +163,9 @@ class Predictor:
             )
 
         def call() -> Labels:
-            return self._decide(self._forward(image), size)
+            labels = self._decide(self._forward(image), size)
+            enter(None)
+            return labels
 
         return call
 
@@ -204,9 +207,14 @@ class Predictor:
         return self.upsampler.complete(found, size) if LOW_LOGITS in found else found
 
     def _forward(self, image: NDArray[np.uint8]) -> dict[str, Array]:
+        enter(Region.PREPROCESS)
         is_image = self.io.input is InputKind.IMAGE
         item = image if is_image else normalize_image(image, self.preprocess)
-        return self.session.run(np.ascontiguousarray(item)[None])
+        batch = np.ascontiguousarray(item)[None]
+        enter(Region.RUN)
+        found = self.session.run(batch)
+        enter(Region.POSTPROCESS)
+        return found
 
     def close(self) -> None:
         """Free the session."""

@@ -21,6 +21,7 @@ from segdeploy.core.errors import (
 from segdeploy.core.folder import Checkpoint, ModelFolder
 from segdeploy.core.session import Array, Session
 from segdeploy.frameworks.torch import require_torch
+from segdeploy.measure.regions import Region, enter
 
 if TYPE_CHECKING:
     import torch
@@ -76,7 +77,11 @@ class ModuleSession:
 
     def run(self, batch: Array) -> dict[str, Array]:
         """Return {"logits": float32 (N, K, H, W)}."""
-        logits = self._forward(self._place(batch))
+        enter(Region.HOST_TO_DEVICE)
+        placed = self._place(batch)
+        enter(Region.RUN, self._wait)
+        logits = self._forward(placed)
+        enter(Region.DEVICE_TO_HOST, self._wait)
         return {self.outputs[0].name: logits.float().cpu().numpy()}
 
     def bind(self, batch: Array) -> Callable[[], None]:
@@ -85,13 +90,16 @@ class ModuleSession:
 
         def call() -> None:
             self._forward(placed)
-            wait_for_device(self._device)
+            self._wait()
 
         return call
 
     def close(self) -> None:
         """Let go of the module."""
         self._module = None
+
+    def _wait(self) -> None:
+        wait_for_device(self._device)
 
     def _place(self, batch: Array) -> torch.Tensor:
         check_batch(batch, self.inputs[0])

@@ -17,6 +17,7 @@ from segdeploy.core.contract import TensorSpec
 from segdeploy.core.errors import ArtifactError, DataError
 from segdeploy.core.session import Array
 from segdeploy.frameworks.tensorrt import BuilderLog
+from segdeploy.measure.regions import Region, enter
 
 
 class DeviceLike(Protocol):
@@ -77,13 +78,16 @@ class EngineSession:
 
     def run(self, batch: Array) -> dict[str, Array]:
         """Return the outputs by name."""
+        enter(Region.HOST_TO_DEVICE)
         check_batch(batch, self.inputs[0])
         contiguous = np.ascontiguousarray(batch)
         name = self.inputs[0].name
         hosts = self._prepare(contiguous.shape)
         address = self._buffer(name, contiguous.nbytes)
         self._device.upload(contiguous, address)
+        enter(Region.RUN, self._device.wait)
         self._enqueue(address)
+        enter(Region.DEVICE_TO_HOST, self._device.wait)
         for spec in self.outputs:
             self._device.download(self._buffers[spec.name][0], hosts[spec.name])
         self._device.wait()

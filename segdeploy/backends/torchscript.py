@@ -24,6 +24,7 @@ from segdeploy.core.session import Array, Backend, BuildRequest, Session
 from segdeploy.core.target import Precision
 from segdeploy.frameworks.torch import find_torch
 from segdeploy.frameworks.torchscript import load_script, save_script, trace_module
+from segdeploy.measure.regions import Region, enter
 
 if TYPE_CHECKING:
     import torch
@@ -50,8 +51,12 @@ class TorchScriptSession:
 
     def run(self, batch: Array) -> dict[str, Array]:
         """Return the outputs by name."""
+        enter(Region.HOST_TO_DEVICE)
         check_batch(batch, self.inputs[0])
-        found = self._forward(to_device(batch, self._device))
+        placed = to_device(batch, self._device)
+        enter(Region.RUN, self._wait)
+        found = self._forward(placed)
+        enter(Region.DEVICE_TO_HOST, self._wait)
         tensors = found if isinstance(found, tuple) else (found,)
         return {
             spec.name: tensor.cpu().numpy()
@@ -65,13 +70,16 @@ class TorchScriptSession:
 
         def call() -> None:
             self._forward(placed)
-            wait_for_device(self._device)
+            self._wait()
 
         return call
 
     def close(self) -> None:
         """Free the module."""
         self._script = None
+
+    def _wait(self) -> None:
+        wait_for_device(self._device)
 
     def _forward(self, tensor: torch.Tensor) -> Any:
         import torch

@@ -6,115 +6,223 @@ a thread pool or an allocator.
 
 from __future__ import annotations
 
-import dataclasses
+import os
 import resource
 import sys
 import time
 from collections.abc import Callable
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
+from segdeploy.bench.call import bind_call, bind_end_to_end
+from segdeploy.bench.gpu_time import CALLS, EventClock, open_event_clock
+from segdeploy.bench.streams import (
+    count_calls,
+    count_stream_calls,
+    limited_threads,
+    set_torch_threads,
+)
 from segdeploy.core.child import Array, Worker, die_with_parent
-from segdeploy.core.contract import InputKind, OutputKind
-from segdeploy.core.manifest import Manifest
-from segdeploy.core.preprocess import SizeRule
+from segdeploy.core.folder import ModelFolder, installed_versions
 from segdeploy.core.session import Session
-from segdeploy.upsampling import LOW_LOGITS, Upsampler
 
+STARTED = "SEGDEPLOY_STARTED_NS"
+"""Variable: when the parent started this process, on the clock that both share."""
 _LONG_CALL_MS = 250.0
+_RUNTIMES = {
+    "torch": "torch",
+    "onnxruntime": "onnxruntime",
+    "openvino": "openvino",
+    "tensorrt": "tensorrt",
+    "executorch": "executorch",
+    "coremltools": "coremltools",
+    "ncnn": "ncnn",
+    "numba": "numba",
+    "ai_edge_litert": "ai-edge-litert",
+    "numpy": "numpy",
+}  # fmt: skip  By module: what was imported is what ran.
 Answer = tuple[dict[str, Any], list[Array]]
+Call = Callable[[], object]
 
 
 class BenchWorker(Worker):
-    """State between requests: the bound call, and how long it took last time."""
+    """State between requests: the opened folder, the bound calls, how long one took last time."""
 
     def __init__(self) -> None:
-        self._call: Callable[[], object] | None = None
+        self._ready_ns = time.perf_counter_ns()
+        self._call: Call | None = None
         self._latest_ms = 0.0
-        self._close: Callable[[], None] = lambda: None
+        self._peak_mib: float | None = None
+        self._event_clock: EventClock | None = None
+        self._sessions: list[Session] = []  # The first is the one that latency is measured on.
+        self._calls: dict[tuple[int, str], list[Call]] = {}  # By streams and batch.
 
     def open(self, request: dict[str, Any], _arrays: list[Array]) -> Answer:
         """Open the folder, bind the batch and run it once; return what the runtime settled on."""
         import numpy as np
 
-        from segdeploy.backends import open_session
         from segdeploy.core.folder import load_folder
 
-        folder = load_folder(Path(request["path"]), check_files=False)
-        session = open_session(folder, request["device"], isolated=False)
-        _set_torch_threads(request["threads"])
         batch = np.load(request["batch"], allow_pickle=False)
-        if request["end_to_end"]:
-            self._call = bind_end_to_end(session, folder.manifest, batch)
-        else:
-            self._call = bind_call(session, folder.manifest, batch)
-        self._close = session.close
+        start = time.perf_counter_ns()
+        self._asked = request
+        self._folder: ModelFolder = load_folder(Path(request["path"]), check_files=False)
+        session = self._open_session()
+        set_torch_threads(request["threads"])
+        self._call = self._bind(session, batch)
+        loaded = time.perf_counter_ns()
         self._call()
-        return {"input_shape": list(batch.shape), "runtime": _describe_runtime(session)}, []
+        first = time.perf_counter_ns()
+        self._calls[1, request["batch"]] = [self._call]
+        return {
+            "input_shape": list(batch.shape),
+            "runtime": _describe_runtime(session),
+            "cold_start_ms": self._cold_start(loaded - start, first - loaded),
+        }, []
+
+    def warm_up(self, request: dict[str, Any], _arrays: list[Array]) -> Answer:
+        """Run until latency is steady, `seconds` at most; return how that went."""
+        from segdeploy.measure.steady import warm_up_until_steady
+
+        found = warm_up_until_steady(self._bound(), request["seconds"])
+        return asdict(found), []
 
     def sample(self, request: dict[str, Any], _arrays: list[Array]) -> Answer:
-        """Run for a while; return the samples in ms.
+        """Run for a while; return the samples in ms, when each began, and the books of each.
 
         The first call is thrown away, since others have emptied the caches, unless calls are so
         long that it cannot matter.
         """
-        from segdeploy.measure import sample_ms
+        from segdeploy.measure.clock import sample_calls
+        from segdeploy.measure.regions import sample_regions
 
-        if self._call is None:
-            raise RuntimeError("sample before open")
+        call = self._bound()
         if self._latest_ms < _LONG_CALL_MS:
-            self._call()
-        samples = sample_ms(self._call, request["seconds"])
-        self._latest_ms = samples[-1]
-        return {"samples_ms": samples}, []
+            call()
+        books: dict[str, list[float]] = {}
+        if self._asked["end_to_end"]:
+            samples, books = sample_regions(call, request["seconds"])
+        else:
+            samples = sample_calls(call, request["seconds"])
+        self._latest_ms = samples.ms[-1]
+        return {
+            "samples_ms": samples.ms,
+            "starts_ns": samples.starts_ns,
+            "regions_ms": books,
+            "event_ms": self._time_by_events(call),
+        }, []
+
+    def throughput(self, request: dict[str, Any], _arrays: list[Array]) -> Answer:
+        """Run `streams` sessions at a time; return {images, seconds}.
+
+        `batch` names a file with another batch than the one that was opened with.
+        """
+        num_streams = int(request.get("streams", 1))
+        batch = request.get("batch") or self._asked["batch"]
+        calls, batch_size = self._stream_calls(num_streams, batch)
+        seconds = request["seconds"]
+        if num_streams == 1:
+            count, took = count_calls(calls[0], seconds)
+        else:
+            count, took = count_stream_calls(calls, seconds, self._split(num_streams))
+            set_torch_threads(self._asked["threads"])
+        return {"images": count * batch_size, "seconds": took}, []
+
+    def profile(self, request: dict[str, Any], _arrays: list[Array]) -> Answer:
+        """Open the folder under its runtime's own profiler; return the layers."""
+        import numpy as np
+
+        from segdeploy.bench.profilers import profile_folder
+        from segdeploy.core.folder import load_folder
+
+        folder = load_folder(Path(request["path"]), check_files=False)
+        batch = np.load(request["batch"], allow_pickle=False)
+        set_torch_threads(request["threads"])
+        found = profile_folder(folder, batch, request["seconds"])
+        return {"input_shape": list(batch.shape), **found}, []
 
     def finish(self, request: dict[str, Any], _arrays: list[Array]) -> Answer:
-        """Free the session; return the peak memory and how often others took the core."""
+        """Free the sessions; return the peak memory and how often others took the core."""
         from segdeploy.measure import peak_memory_mib
 
-        peak = peak_memory_mib()
-        self._call = None
-        self._close()
+        peak = self._peak_mib if self._peak_mib is not None else peak_memory_mib()
+        self._call, self._calls = None, {}
+        if self._event_clock is not None:
+            self._event_clock.close()
+            self._event_clock = None
+        while self._sessions:
+            self._sessions.pop().close()
         return {
             "peak_memory_mib": peak,
             "cpu_s": time.process_time(),
             "num_preemptions": resource.getrusage(resource.RUSAGE_SELF).ru_nivcsw,
         }, []
 
+    def _bound(self) -> Call:
+        if self._call is None:
+            raise RuntimeError("sample before open")
+        return self._call
 
-def bind_call(session: Session, manifest: Manifest, batch: Array) -> Callable[[], object]:
-    """Return the call that is measured: up to the outputs, of low-resolution logits up to labels.
+    def _time_by_events(self, call: Call) -> list[tuple[float, float]]:
+        """Return (host, GPU) times of a few calls in ms; none on the CPU."""
+        if self._asked["device"] == "cpu":
+            return []
+        if self._event_clock is None:
+            self._event_clock = open_event_clock(self._asked["device"])
+        clock = self._event_clock
+        return [] if clock is None else [clock.time(call) for _ in range(CALLS)]
 
-    Else these would look faster for work that is only left to the caller.
-    """
-    if manifest.io.output is not OutputKind.LOW_LOGITS:
-        return session.bind(batch)
-    upsampler = Upsampler.of(manifest)
-    upsampler.prepare()
-    sides = batch.shape[1:3] if manifest.io.input is InputKind.IMAGE else batch.shape[2:4]
-    size = (int(sides[0]), int(sides[1]))
-    return lambda: upsampler.labels(session.run(batch)[LOW_LOGITS], size)
+    def _open_session(self) -> Session:
+        from segdeploy.backends import open_session
 
+        session = open_session(self._folder, self._asked["device"], isolated=False)
+        self._sessions.append(session)
+        return session
 
-def bind_end_to_end(session: Session, manifest: Manifest, images: Array) -> Callable[[], object]:
-    """Return the call from a uint8 image (1, H, W, 3), at the size given, to its label map."""
-    from segdeploy.backends.predictor import Predictor
+    def _bind(self, session: Session, batch: Array) -> Call:
+        bind = bind_end_to_end if self._asked["end_to_end"] else bind_call
+        return bind(session, self._folder.manifest, batch)
 
-    spec = dataclasses.replace(manifest.preprocess, size_rule=SizeRule.KEEP)
-    predictor = Predictor(session, spec, manifest.task, manifest.io, manifest)
-    return predictor.bind(images[0])
+    def _stream_calls(self, num_streams: int, batch: str) -> tuple[list[Call], int]:
+        """Return one call for each stream and the images of each; sessions are opened once."""
+        import numpy as np
 
+        from segdeploy.measure import peak_memory_mib
 
-def _set_torch_threads(threads: int) -> None:
-    """Set torch's own pool, if this artifact brought torch in: it may not follow the variable."""
-    torch = sys.modules.get("torch")
-    if torch is not None:
-        torch.set_num_threads(threads)
+        self._bound()
+        images = np.load(batch, allow_pickle=False)
+        if (num_streams, batch) not in self._calls:
+            if self._peak_mib is None:  # The peak that is reported is that of the latency alone.
+                self._peak_mib = peak_memory_mib()
+            with limited_threads(self._split(num_streams)):
+                sessions = (
+                    self._sessions[:1]
+                    if num_streams == 1
+                    else [self._open_session() for _ in range(num_streams)]
+                )
+                bound = [self._bind(session, images) for session in sessions]
+            self._calls[num_streams, batch] = bound
+        return self._calls[num_streams, batch], len(images)
+
+    def _split(self, num_streams: int) -> int:
+        return max(1, int(self._asked["threads"]) // num_streams)
+
+    def _cold_start(self, load_ns: int, first_ns: int) -> dict[str, float | None]:
+        started = os.environ.get(STARTED, "")
+        process = (self._ready_ns - int(started)) / 1e6 if started.isdecimal() else None
+        load, first = load_ns / 1e6, first_ns / 1e6
+        total = None if process is None else process + load + first
+        return {"process": process, "load": load, "first_run": first, "total": total}
 
 
 def _describe_runtime(session: Any) -> dict[str, Any]:
     """Return what can be asked of the runtimes that were loaded."""
-    found: dict[str, Any] = {"session": type(session).__name__}
+    loaded = [package for module, package in _RUNTIMES.items() if module in sys.modules]
+    found: dict[str, Any] = {
+        "session": type(session).__name__,
+        "versions": installed_versions(loaded),
+    }
     torch = sys.modules.get("torch")
     if torch is not None:
         found["torch_threads"] = torch.get_num_threads()

@@ -15,9 +15,21 @@ import numpy as np
 from numpy.typing import NDArray
 
 from segdeploy.core import scores
+from segdeploy.core.bench_result import BenchResult
 from segdeploy.core.errors import ArtifactError
 from segdeploy.core.scores import ClassCounts
 from segdeploy.core.task import Task
+
+__all__ = [
+    "BenchResult",
+    "EvalResult",
+    "Failure",
+    "ImageScore",
+    "ParityReport",
+    "by_class",
+    "known",
+    "read_result",
+]
 
 
 @dataclass(frozen=True)
@@ -282,67 +294,6 @@ def by_class(
 def _mean(class_scores: dict[str, float | None] | None) -> float | None:
     present = [score for score in (class_scores or {}).values() if score is not None]
     return float(np.mean(present)) if present else None
-
-
-@dataclass(frozen=True, kw_only=True)
-class BenchResult:
-    """Cost of one artifact: raw samples (ms per call of one batch) and the environment."""
-
-    target: str
-    path: str
-    samples_ms: list[float]
-    batch_size: int
-    input_shape: tuple[int, ...]
-    peak_memory_mib: float | None
-    environment: dict[str, Any]
-
-    def percentile_ms(self, percent: float) -> float | None:
-        """Return a latency percentile in ms, or None if the samples are too few to show it.
-
-        The p-th percentile needs at least 1 / (1 - p) samples, so that one lies above it.
-        """
-        if len(self.samples_ms) * (100 - percent) < 100:
-            return None
-        return float(np.percentile(self.samples_ms, percent))
-
-    @property
-    def latency_ms(self) -> dict[str, float | None]:
-        """p50, p90, p99, mean and min of the samples, in ms."""
-        if not self.samples_ms:
-            return dict.fromkeys(("p50", "p90", "p99", "mean", "min"))
-        return {
-            "p50": float(np.median(self.samples_ms)),
-            "p90": self.percentile_ms(90),
-            "p99": self.percentile_ms(99),
-            "mean": float(np.mean(self.samples_ms)),
-            "min": float(np.min(self.samples_ms)),
-        }
-
-    @property
-    def throughput_img_s(self) -> float | None:
-        """Images per second at the median latency."""
-        median = self.latency_ms["p50"]
-        return 1000 * self.batch_size / median if median else None
-
-    def to_dict(self) -> dict[str, Any]:
-        """Return one entry of the JSON document of `bench`."""
-        return {
-            "target": self.target,
-            "path": self.path,
-            "latency_ms": self.latency_ms,
-            "throughput_img_s": self.throughput_img_s,
-            "peak_memory_mib": self.peak_memory_mib,
-            "batch_size": self.batch_size,
-            "input_shape": list(self.input_shape),
-            "samples_ms": self.samples_ms,
-            "environment": self.environment,
-        }
-
-    @classmethod
-    def from_dict(cls, plain: dict[str, Any]) -> BenchResult:
-        """Read the document back."""
-        names = ("target", "path", "samples_ms", "batch_size", "peak_memory_mib", "environment")
-        return cls(input_shape=tuple(plain["input_shape"]), **{n: plain[n] for n in names})
 
 
 def read_result(path: Path) -> dict[str, Any] | None:

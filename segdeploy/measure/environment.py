@@ -37,7 +37,7 @@ def describe_environment() -> dict[str, Any]:
         "affinity": affinity(),
         "cpu_limit_cores": cpu_limit_cores(),
         "governor": _read(Path("/sys/devices/system/cpu/cpu0/cpufreq/scaling_governor")),
-        "frequency_mhz": _frequency_mhz(),
+        "frequency_mhz": frequency_mhz(),
         "load_average": _load_average(),
         "memory_mib": _memory_mib("MemTotal"),
         "memory_available_mib": _memory_mib("MemAvailable"),
@@ -105,7 +105,8 @@ def _cpu_flags() -> list[str] | None:
     return [flag for flag in _FLAGS if flag in found] if found else None
 
 
-def _frequency_mhz() -> float | None:
+def frequency_mhz() -> float | None:
+    """Return the clock of the first core now, or None if unknown."""
     current = _number(_read(Path("/sys/devices/system/cpu/cpu0/cpufreq/scaling_cur_freq")))
     if current is not None:
         return current / 1000

@@ -22,11 +22,13 @@ from segdeploy.backends.onnx_providers import (
     choose_providers,
     missing_library,
     open_runtime,
+    run_in_steps,
 )
 from segdeploy.core.errors import ArtifactError, BackendUnavailableError, ConfigError
 from segdeploy.core.session import check_device
 from segdeploy.core.target import Precision
 from segdeploy.frameworks.onnxruntime import require_onnxruntime
+from segdeploy.measure.regions import sample_regions
 
 CUDA, TENSORRT, CPU = (onnx_providers.PROVIDERS[kind] for kind in ("cuda", "tensorrt", "cpu"))
 LOADING = (
@@ -230,3 +232,22 @@ def test_a_bound_batch_stays_where_it_was_put_and_is_run_by_each_call() -> None:
     wrong = bind_io(Spy(), "cuda:0", "x", np.zeros(4, np.float64), ["y"], kind="cpu")
     with pytest.raises(ArtifactError, match=r"cannot run a batch of shape \(4,\)"):
         wrong()
+
+
+def test_a_run_in_steps_gives_what_a_run_gives_and_books_its_copies() -> None:
+    node = helper.make_node("Neg", ["x"], ["y"])
+    ends = [helper.make_tensor_value_info(n, TensorProto.FLOAT, ["n"]) for n in ("x", "y")]
+    graph = helper.make_graph([node], "g", ends[:1], ends[1:])
+    opsets = [helper.make_opsetid("", 18)]
+    model = helper.make_model(graph, opset_imports=opsets, ir_version=10)
+    session = open_runtime(model.SerializeToString(), "cpu", "neg")
+    batch = np.arange(1000, dtype=np.float32)
+
+    def call() -> list[Any]:
+        return run_in_steps(session, "cuda:0", "x", batch, ["y"], kind="cpu")
+
+    np.testing.assert_array_equal(call()[0], session.run(None, {"x": batch})[0])
+    _, books = sample_regions(call, 0)
+    assert min(books[name][0] for name in ("host_to_device", "run")) > 0
+    with pytest.raises(ArtifactError, match="cannot run a batch of shape"):
+        run_in_steps(session, "cuda:0", "x", batch.astype(np.float64), ["y"], kind="cpu")

@@ -1,124 +1,33 @@
-"""Bench against a made-up backend, a plug-in that sleeps, prints, crashes or hangs as told.
-
-It is found through an entry point, as a user's would be, so the workers need no framework.
-"""
+"""Bench against a made-up backend that sleeps, prints, crashes or hangs as told (conftest.py)."""
 
 from __future__ import annotations
 
 import json
 import time
-from collections.abc import Iterator
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
 
-from segdeploy.backends import BACKENDS
 from segdeploy.bench import BenchPlan, bench, measure_interleaved
 from segdeploy.bench.inputs import choose_sizes, make_batch
 from segdeploy.bench.plan import NUM_BLOCKS
 from segdeploy.core.child import Child, child_environment
-from segdeploy.core.contract import InputKind, IoContract, contract_tensors
+from segdeploy.core.contract import InputKind, IoContract
 from segdeploy.core.errors import (
     ArtifactError,
     BackendUnavailableError,
     ConfigError,
     RunLockedError,
 )
-from segdeploy.core.folder import ModelFolder, load_folder, save_folder
+from segdeploy.core.folder import ModelFolder, load_folder
 from segdeploy.core.lock import run_lock
-from segdeploy.core.manifest import Manifest
-from segdeploy.core.preprocess import PreprocessSpec
 from segdeploy.core.results import BenchResult
-from segdeploy.core.task import Task
 
-PLUGIN = """
-import json, os, sys, time
-from pathlib import Path
-from segdeploy.core.errors import BackendUnavailableError
-from segdeploy.core.session import Backend as Base
-
-class Session:
-    def __init__(self, folder):
-        self.told = json.loads(folder.payload.read_text())
-        self.folder = folder
-
-    def bind(self, batch):
-        told, calls = self.told, [0]
-        seen = {"shape": list(batch.shape), "dtype": str(batch.dtype),
-                "threads": os.environ.get("OMP_NUM_THREADS"), "std": float(batch.std())}
-        (self.folder.path / "seen.json").write_text(json.dumps(seen))
-        def call():
-            calls[0] += 1
-            if "journal" in told:
-                with open(told["journal"], "a") as file: file.write(self.folder.path.name[0])
-            if told.get("print"): print("stray", {"not": "protocol"}); os.write(1, b'{"x": 1}\\n')
-            if calls[0] == told.get("crash_at"):
-                print("last words", file=sys.stderr, flush=True); os.abort()
-            if calls[0] == told.get("hang_at"): time.sleep(600)
-            if calls[0] == told.get("raise_at"): raise ValueError("a bug of the backend")
-            time.sleep(told.get("sleep", 0))
-            block = bytearray(told.get("mib", 0) * 2**20)
-        return call
-
-    def close(self): pass
-
-class Backend(Base):
-    name = "fake"
-    precisions = ()
-    payload_name = "payload.json"
-    def require(self): pass
-    def build(self, request): raise NotImplementedError
-    def open(self, folder, device):
-        if device != "cpu": raise BackendUnavailableError("no such device", hint="use cpu")
-        return Session(folder)
-
-BACKEND = Backend()
-"""
-
+MakeArtifact = Callable[..., Path]
 FAST = BenchPlan(seconds=0, warmup_s=0, threads=1, size=(8, 12))
-
-
-@pytest.fixture(autouse=True)
-def plugin(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
-    """Install the made-up backend where this process and its workers find it."""
-    site = tmp_path / "site"
-    info = site / "fake_bench_backend-1.0.dist-info"
-    info.mkdir(parents=True)
-    (site / "fake_bench_backend.py").write_text(PLUGIN)
-    (info / "METADATA").write_text("Metadata-Version: 2.1\nName: fake-bench-backend\nVersion: 1\n")
-    (info / "entry_points.txt").write_text(
-        "[segdeploy.backends]\nfake = fake_bench_backend:BACKEND\n"
-    )
-    monkeypatch.syspath_prepend(str(site))
-    BACKENDS.__dict__.pop("_table", None)  # It was read before the plug-in was there.
-    yield
-    BACKENDS.__dict__.pop("_table", None)
-
-
-def make_artifact(
-    run: Path,
-    name: str,
-    *,
-    size: tuple[int, int] | None = None,
-    io: IoContract | None = None,
-    design_size: tuple[int, int] | None = None,
-    **told: Any,
-) -> Path:
-    contract = io or IoContract()
-    inputs, outputs = contract_tensors(contract, Task.MULTICLASS, 3, size)
-    manifest = Manifest(
-        kind="artifact", model="none", task=Task.MULTICLASS, classes=("a", "b", "c"),
-        preprocess=PreprocessSpec(), inputs=inputs, outputs=outputs, files={"payload.json": ""},
-        io=contract, target="fake-fp32", design_size=design_size,
-    )  # fmt: skip
-
-    def fill(folder: Path) -> None:
-        (folder / "payload.json").write_text(json.dumps(told))
-
-    save_folder(run / name, manifest, fill)
-    return run / name
 
 
 def seen(folder: Path) -> dict[str, Any]:
@@ -126,12 +35,14 @@ def seen(folder: Path) -> dict[str, Any]:
     return found
 
 
-def test_blocks_alternate_so_that_drift_cancels(tmp_path: Path) -> None:
+def test_blocks_alternate_so_that_drift_cancels(
+    tmp_path: Path, make_artifact: MakeArtifact
+) -> None:
     journal = tmp_path / "journal"
     paths = [make_artifact(tmp_path / "run", name, journal=str(journal)) for name in "AB"]
     outcome = measure_interleaved(paths, FAST)
-    # Opening runs once, warm-up and each block throw one call away and time one.
-    start, pair = "AAABBB", "AABB" + "BBAA"
+    # Opening and warm-up run once, each block throws one call away and times one.
+    start, pair = "AABB", "AABB" + "BBAA"
     assert journal.read_text() == start + pair * (NUM_BLOCKS // 2)
     assert [len(result.samples_ms) for result in outcome.results] == [NUM_BLOCKS] * 2
     assert outcome.results[0].latency_ms["p90"] is not None
@@ -139,7 +50,9 @@ def test_blocks_alternate_so_that_drift_cancels(tmp_path: Path) -> None:
 
 
 @pytest.mark.serial
-def test_latency_throughput_and_order_are_those_of_the_calls(tmp_path: Path) -> None:
+def test_latency_throughput_and_order_are_those_of_the_calls(
+    tmp_path: Path, make_artifact: MakeArtifact
+) -> None:
     slow = make_artifact(tmp_path, "slow", sleep=0.02)
     quick = make_artifact(tmp_path, "quick", sleep=0.005)
     results = bench([slow, quick], seconds=0.3, warmup_s=0, threads=1, size=(8, 12), batch_size=4)
@@ -150,7 +63,7 @@ def test_latency_throughput_and_order_are_those_of_the_calls(tmp_path: Path) -> 
     assert [result.target for result in results] == ["fake-fp32"] * 2
 
 
-def test_results_are_saved_with_their_evidence(tmp_path: Path) -> None:
+def test_results_are_saved_with_their_evidence(tmp_path: Path, make_artifact: MakeArtifact) -> None:
     folder = make_artifact(tmp_path, "one")
     (result,) = bench([folder], seconds=0, warmup_s=0, threads=3, size=(8, 12))
     saved = BenchResult.from_dict(json.loads((folder / "bench.json").read_text()))
@@ -164,13 +77,13 @@ def test_results_are_saved_with_their_evidence(tmp_path: Path) -> None:
     assert load_folder(folder).manifest, "the artifact itself is untouched"
 
 
-def test_nothing_is_written_without_save(tmp_path: Path) -> None:
+def test_nothing_is_written_without_save(tmp_path: Path, make_artifact: MakeArtifact) -> None:
     folder = make_artifact(tmp_path, "one")
     bench([folder], seconds=0, warmup_s=0, size=(8, 12), save=False)
     assert not (folder / "bench.json").exists()
 
 
-def test_peak_memory_is_each_artifacts_own(tmp_path: Path) -> None:
+def test_peak_memory_is_each_artifacts_own(tmp_path: Path, make_artifact: MakeArtifact) -> None:
     paths = [make_artifact(tmp_path, "small"), make_artifact(tmp_path, "large", mib=200)]
     small, large = (result.peak_memory_mib for result in measure_interleaved(paths, FAST).results)
     assert small is not None
@@ -178,13 +91,17 @@ def test_peak_memory_is_each_artifacts_own(tmp_path: Path) -> None:
     assert 180 < large - small < 230
 
 
-def test_stray_output_of_a_runtime_does_not_break_the_run(tmp_path: Path) -> None:
+def test_stray_output_of_a_runtime_does_not_break_the_run(
+    tmp_path: Path, make_artifact: MakeArtifact
+) -> None:
     (result,) = measure_interleaved([make_artifact(tmp_path, "loud", print=True)], FAST).results
     assert len(result.samples_ms) == NUM_BLOCKS
 
 
 @pytest.mark.parametrize("at", [1, 2, 9])
-def test_a_crash_names_the_artifact_and_leaves_the_others(tmp_path: Path, at: int) -> None:
+def test_a_crash_names_the_artifact_and_leaves_the_others(
+    tmp_path: Path, at: int, make_artifact: MakeArtifact
+) -> None:
     good, bad = make_artifact(tmp_path, "good"), make_artifact(tmp_path, "bad", crash_at=at)
     outcome = measure_interleaved([bad, good], FAST)
     (failure,) = outcome.failures
@@ -197,7 +114,9 @@ def test_a_crash_names_the_artifact_and_leaves_the_others(tmp_path: Path, at: in
     assert not (bad / "bench.json").exists()
 
 
-def test_a_hanging_artifact_is_stopped_and_leaves_the_others(tmp_path: Path) -> None:
+def test_a_hanging_artifact_is_stopped_and_leaves_the_others(
+    tmp_path: Path, make_artifact: MakeArtifact
+) -> None:
     good, bad = make_artifact(tmp_path, "good"), make_artifact(tmp_path, "bad", hang_at=5)
     start = time.monotonic()
     outcome = measure_interleaved(
@@ -209,14 +128,18 @@ def test_a_hanging_artifact_is_stopped_and_leaves_the_others(tmp_path: Path) -> 
     assert [result.path for result in outcome.results] == [str(good)]
 
 
-def test_a_bug_of_a_backend_ends_in_its_own_log(tmp_path: Path) -> None:
+def test_a_bug_of_a_backend_ends_in_its_own_log(
+    tmp_path: Path, make_artifact: MakeArtifact
+) -> None:
     bad = make_artifact(tmp_path, "bad", raise_at=3)
     with pytest.raises(ArtifactError) as caught:
         bench([bad], seconds=0, warmup_s=0, size=(8, 12))
     assert "a bug of the backend" in caught.value.hint
 
 
-def test_an_error_of_ours_keeps_its_type_across_processes(tmp_path: Path) -> None:
+def test_an_error_of_ours_keeps_its_type_across_processes(
+    tmp_path: Path, make_artifact: MakeArtifact
+) -> None:
     folder = make_artifact(tmp_path, "one")
     with pytest.raises(BackendUnavailableError) as caught:
         bench([folder], device="cuda", size=(8, 12))
@@ -231,7 +154,9 @@ def test_a_worker_ends_when_its_parent_is_gone() -> None:
         assert child._process.wait(timeout=30) == 0
 
 
-def test_a_run_in_use_is_refused_before_anything_is_measured(tmp_path: Path) -> None:
+def test_a_run_in_use_is_refused_before_anything_is_measured(
+    tmp_path: Path, make_artifact: MakeArtifact
+) -> None:
     folder = make_artifact(tmp_path / "run", "one")
     with run_lock(tmp_path / "run"), pytest.raises(RunLockedError):
         bench([folder], seconds=60, size=(8, 12))
@@ -251,7 +176,9 @@ def test_settings_out_of_range_are_refused(change: dict[str, Any], said: str) ->
         BenchPlan(**change)
 
 
-def test_nothing_to_measure_and_no_such_folder_are_refused(tmp_path: Path) -> None:
+def test_nothing_to_measure_and_no_such_folder_are_refused(
+    tmp_path: Path, make_artifact: MakeArtifact
+) -> None:
     with pytest.raises(ConfigError):
         bench([])
     with pytest.raises(ArtifactError, match="no such folder"):
@@ -262,7 +189,9 @@ def folders(*paths: Path) -> list[ModelFolder]:
     return [load_folder(path) for path in paths]
 
 
-def test_the_size_is_the_one_asked_then_static_then_designed_then_default(tmp_path: Path) -> None:
+def test_the_size_is_the_one_asked_then_static_then_designed_then_default(
+    tmp_path: Path, make_artifact: MakeArtifact
+) -> None:
     static = make_artifact(tmp_path, "static", size=(32, 48))
     designed = make_artifact(tmp_path, "designed", design_size=(96, 128))
     free = make_artifact(tmp_path, "free")
@@ -278,7 +207,7 @@ def test_the_size_is_the_one_asked_then_static_then_designed_then_default(tmp_pa
 
 @pytest.mark.parametrize("size", [(1, 1), (7, 41), (64, 48)])
 def test_inputs_are_structured_and_have_the_contracts_layout(
-    tmp_path: Path, size: tuple[int, int]
+    tmp_path: Path, size: tuple[int, int], make_artifact: MakeArtifact
 ) -> None:
     tensor = load_folder(make_artifact(tmp_path, "tensor")).manifest
     image = load_folder(make_artifact(tmp_path, "image", io=IoContract(InputKind.IMAGE))).manifest
@@ -293,7 +222,9 @@ def test_inputs_are_structured_and_have_the_contracts_layout(
     assert not np.array_equal(pixels[0], pixels[1])
 
 
-def test_artifacts_of_different_sizes_are_warned_of(tmp_path: Path) -> None:
+def test_artifacts_of_different_sizes_are_warned_of(
+    tmp_path: Path, make_artifact: MakeArtifact
+) -> None:
     first = make_artifact(tmp_path, "first", size=(32, 48))
     second = make_artifact(tmp_path, "second", size=(16, 16))
     plan = BenchPlan(seconds=0, warmup_s=0, threads=1)

@@ -1,0 +1,75 @@
+"""Sustained load: is the last minute as fast as the first? Fans, heat and power limits answer.
+
+Each artifact runs on its own, without a pause: interleaving would let the machine cool. What is
+kept is one row a second (the samples of ten minutes would be millions). Ctrl-C ends the run and
+keeps what there is.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from time import monotonic
+from typing import Any
+
+import numpy as np
+
+from segdeploy.bench.entry import Entry
+from segdeploy.bench.plan import BenchPlan
+from segdeploy.measure.machine_state import throttle_count
+
+CHUNK_S = 1.0
+WINDOW_S = 60.0
+THROTTLED = 0.05
+"""A slowdown that repeated runs of one artifact do not reach on their own."""
+
+Row = tuple[float, float, float, int]
+"""Seconds since the start, p50 and p90 in ms, number of calls."""
+
+
+def run_sustained(entry: Entry, plan: BenchPlan) -> None:
+    """Run without a pause for the plan's time, row by row."""
+    start, before = monotonic(), throttle_count()
+    try:
+        while (passed := monotonic() - start) < plan.sustained_s:
+            seconds = min(CHUNK_S, plan.sustained_s - passed)
+            samples = entry.ask("sample", seconds=seconds)["samples_ms"]
+            entry.sustained.append(summary(passed, samples))
+    except KeyboardInterrupt:
+        entry.is_interrupted = True
+        entry.stop()  # Its answer would be taken for that of the next request.
+    after = throttle_count()
+    entry.num_throttled = None if before is None or after is None else after - before
+
+
+def summary(start_s: float, samples: Sequence[float]) -> Row:
+    """Return the row of one chunk."""
+    return start_s, float(np.median(samples)), float(np.percentile(samples, 90)), len(samples)
+
+
+def compare_ends(
+    rows: Sequence[Row], *, is_interrupted: bool = False, num_throttled: float | None = None
+) -> dict[str, Any] | None:
+    """Return the first window against the last; None without rows.
+
+    A window is a minute, or half of a shorter run. `is_throttled`: the kernel counted it, or the
+    last window is 5 % slower, and slower than nine in ten seconds of the first.
+    """
+    if not rows:
+        return None
+    total = rows[-1][0] + CHUNK_S
+    window = min(WINDOW_S, total / 2)
+    first = [p50 for start, p50, _, _ in rows if start < window]
+    last = [p50 for start, p50, _, _ in rows if start >= total - window] or [rows[-1][1]]
+    begin, end = float(np.median(first)), float(np.median(last))
+    return {
+        "seconds": total,
+        "window_s": window,
+        "first_p50_ms": begin,
+        "last_p50_ms": end,
+        "ratio": end / begin if begin else None,
+        "num_throttled": num_throttled,
+        "is_throttled": bool(num_throttled)
+        or end > max((1 + THROTTLED) * begin, float(np.percentile(first, 90))),
+        "is_interrupted": is_interrupted,
+        "rows": [list(row) for row in rows],
+    }
