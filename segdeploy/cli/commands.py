@@ -15,8 +15,12 @@ from segdeploy.cli import (  # isort: skip  the order is the order of --help
     verify,
     evaluate,
     bench,
+    gate,
+    run,
+    history,
     tune,
     predict,
+    compare,
     report,
     show,
     list,  # noqa: A004  the command's own name
@@ -25,7 +29,7 @@ from segdeploy.cli import (  # isort: skip  the order is the order of --help
 )
 
 __all__ = [
-    "bench", "data", "demo", "doctor", "evaluate", "export", "import_weights", "lint", "list",
-    "predict", "report", "show", "train", "tune",
+    "bench", "compare", "data", "demo", "doctor", "evaluate", "export", "gate", "history",
+    "import_weights", "lint", "list", "predict", "report", "run", "show", "train", "tune",
     "verify", "zoo",
 ]  # fmt: skip

@@ -2,56 +2,26 @@
 
 from __future__ import annotations
 
-import re
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from segdeploy.core.errors import ConfigError
+from segdeploy.core.sizes import parse_size, parse_sizes
 
 if TYPE_CHECKING:
     from segdeploy.backends.sliding import SlidingWindow
     from segdeploy.backends.tta import TtaSpec
-    from segdeploy.core.contract import SizeBounds
     from segdeploy.core.preprocess import PreprocessSpec
 
+__all__ = [
+    "OVERLAP_HELP", "THRESHOLD_HELP", "TTA_HELP", "WINDOW_HELP", "parse_names",
+    "parse_normalization", "parse_numbers", "parse_pair", "parse_size", "parse_sizes",
+    "parse_triple", "parse_views", "parse_window",
+]  # fmt: skip
 TTA_HELP = "Average over views: flip, scales, or both, e.g. flip,0.75,1.0,1.25."
 WINDOW_HELP = "Run by windows of HxW."
 THRESHOLD_HELP = "Probability above which a binary or multilabel model says yes."
 OVERLAP_HELP = "Shared part of neighbouring windows; 0.5 if not given."
-
-
-def parse_size(text: str | None) -> tuple[int, int] | None:
-    """Return (H, W) of `HxW`; None and `dynamic` give None.
-
-    Raises:
-        ConfigError: If it is not HxW with positive numbers.
-    """
-    if text is None or text == "dynamic":
-        return None
-    match = re.fullmatch(r"\s*(\d+)\s*[xX]\s*(\d+)\s*", text)
-    if match is None or int(match[1]) < 1 or int(match[2]) < 1:
-        raise ConfigError(f"'{text}' is not a size.", hint="Write HEIGHTxWIDTH, e.g. 360x480.")
-    return int(match[1]), int(match[2])
-
-
-def parse_sizes(text: str) -> tuple[int, int] | SizeBounds | None:
-    """Return (H, W) of `HxW`, bounds of `HxW..HxW` or `HxW..HxW..HxW`; `dynamic` gives None.
-
-    Raises:
-        ConfigError: If it is none of these, or the bounds are not in order.
-    """
-    if ".." not in text:
-        return parse_size(text)
-    from segdeploy.core.contract import SizeBounds
-
-    found = [parse_size(part) for part in text.split("..")]
-    sizes = [size for size in found if size is not None]
-    if len(sizes) not in {2, 3} or len(sizes) < len(found):
-        raise ConfigError(
-            f"'{text}' is no range of sizes.",
-            hint="Write LEAST..LARGEST or LEAST..USUAL..LARGEST, e.g. 256x256..1024x1024.",
-        )
-    return SizeBounds(sizes[0], sizes[-2] if len(sizes) == 3 else sizes[-1], sizes[-1])
 
 
 def parse_pair(text: str | None) -> tuple[float, float] | None:
@@ -67,6 +37,18 @@ def parse_pair(text: str | None) -> tuple[float, float] | None:
     except ValueError as error:
         raise ConfigError(f"'{text}' is not a pair.", hint="Write LOW,HIGH, e.g. 0.5,2.") from error
     return low, high
+
+
+def parse_numbers(text: str) -> tuple[int, ...]:
+    """Return the whole numbers of `N` or `N,N,...`.
+
+    Raises:
+        ConfigError: If it is none.
+    """
+    try:
+        return tuple(int(part) for part in text.split(","))
+    except ValueError as error:
+        raise ConfigError(f"'{text}' are no numbers.", hint="Write e.g. 1 or 1,4,8.") from error
 
 
 def parse_views(text: str | None) -> TtaSpec | None:

@@ -14,9 +14,11 @@ from segdeploy.report.worth import (
     Measured,
     Standing,
     compare,
+    find_dominators,
     find_rivals,
     find_standing,
     latency_of,
+    looks_slower,
     quality_gain,
 )
 
@@ -38,6 +40,11 @@ class Worth:
     dominated_by: tuple[str, ...]
     advice: str
 
+    @property
+    def is_on_front(self) -> bool:
+        """Whether nobody is better in everything."""
+        return self.standing is Standing.FRONT
+
     def to_dict(self) -> dict[str, Any]:
         """Return one entry of the JSON document of `report`."""
         return {
@@ -51,8 +58,8 @@ class Worth:
 def judge_worth(artifacts: Sequence[Measured]) -> list[Worth]:
     """Return one answer per artifact, in their order."""
     found = []
-    for one in artifacts:
-        standing, better = find_standing(one, artifacts)
+    for one, better in zip(artifacts, find_dominators(artifacts), strict=True):
+        standing = find_standing(one, better)
         advice = _advise(one, standing, better, find_rivals(one, artifacts))
         found.append(Worth(one.name, standing, tuple(b.name for b in better), advice))
     return found
@@ -64,6 +71,9 @@ def _advise(
     home = _HOMES.get(one.backend)
     if standing is Standing.FAILED:
         return f"Not to be used: it failed verification ({', '.join(one.failures or ())})."
+    if standing is Standing.UNVERIFIED:
+        meant = f" It is meant for {home}." if home else ""
+        return f"Not to be used yet: it was never verified.{meant}"
     if standing is Standing.UNMEASURED:
         return f"For {home}: not measured here." if home else "Not measured here."
     slow = _slower_than_parent(one, rivals)
@@ -77,8 +87,12 @@ def _advise(
 
 def _slower_than_parent(one: Measured, rivals: Sequence[Measured]) -> str:
     """Say by how much, and why, a narrower precision is slower than fp32 of the same backend."""
-    wide = [r for r in rivals if r.backend == one.backend and r.precision == "fp32"]
-    parent = next(iter(wide), None)
+    wide = [
+        rival
+        for rival in rivals
+        if (rival.backend, rival.precision, rival.reference) == (one.backend, "fp32", one.reference)
+    ]
+    parent = min(wide, key=lambda rival: rival.contract != one.contract, default=None)
     if one.precision == "fp32" or parent is None or compare(parent, one)["latency"] != 1:
         return ""
     causes = _causes(one)
@@ -140,6 +154,8 @@ _REASONS = {
 
 def _is_best(one: Measured, rivals: Sequence[Measured], axis: str) -> bool:
     """Return whether a rival is worse on an axis, none is better, and no equal one is faster."""
+    if axis == "latency" and any(looks_slower(one, rival) for rival in rivals):
+        return False
     signs = [compare(one, rival) for rival in rivals]
     known = [(found[axis], found["latency"]) for found in signs if found[axis] is not None]
     is_beaten = any(sign == -1 or (sign == 0 and speed == -1) for sign, speed in known)

@@ -9,7 +9,6 @@ from typing import Any
 
 from segdeploy.report.classes import render_classes
 from segdeploy.report.collect import Row, RunSummary
-from segdeploy.report.comparison import render_worth
 from segdeploy.report.confusion import render_confusions
 from segdeploy.report.fragments import folded, shots
 from segdeploy.report.pictures import Picture
@@ -17,6 +16,7 @@ from segdeploy.report.quality import SCORES
 from segdeploy.report.style import STYLE
 from segdeploy.report.table import HEADINGS, MISSING, cells, conditions, data_sets, notes, number
 from segdeploy.report.training import render_training
+from segdeploy.report.worth_section import render_worth
 
 _NUM_COLORS = 6
 _BADGES = {"passed": "passed", "failed": "failed", "not verified": "waiting"}
@@ -31,14 +31,18 @@ def render_page(summary: RunSummary, made: str) -> str:
         render_confusions(summary.rows), _pictures(summary.rows),
         render_training(summary.training), _environment(summary.rows),
     ]  # fmt: skip
-    title = escape(summary.name)
+    return wrap_page(summary.name, "".join(parts), made)
+
+
+def wrap_page(title: str, body: str, made: str) -> str:
+    """Return a page that loads nothing, with its style inside."""
     return (
         '<!doctype html>\n<html lang="en"><head><meta charset="utf-8">'
         '<meta name="viewport" content="width=device-width, initial-scale=1">'
         '<meta http-equiv="Content-Security-Policy" content="default-src \'none\'; '
         "img-src data:; style-src 'unsafe-inline'\">"
-        f"<title>{title} · segdeploy</title><style>{STYLE}</style></head><body><main>\n"
-        f"{''.join(parts)}<footer>{escape(made)}</footer>\n</main></body></html>\n"
+        f"<title>{escape(title)} · segdeploy</title><style>{STYLE}</style></head><body><main>\n"
+        f"{body}<footer>{escape(made)}</footer>\n</main></body></html>\n"
     )
 
 
@@ -94,10 +98,11 @@ def _least(rows: Sequence[Row], key: Callable[[Row], float | None]) -> Row | Non
 def _problems(summary: RunSummary) -> str:
     if not summary.problems:
         return ""
-    return f'<h2>Problems</h2><div class="card problems">{_list(summary.problems)}</div>'
+    return f'<h2>Problems</h2><div class="card problems">{listed(summary.problems)}</div>'
 
 
-def _list(texts: Sequence[str]) -> str:
+def listed(texts: Sequence[str]) -> str:
+    """Return texts as a list of points."""
     return f'<ul class="list">{"".join(f"<li>{escape(text)}</li>" for text in texts)}</ul>'
 
 
@@ -111,7 +116,7 @@ def _targets(summary: RunSummary) -> str:
     return (
         "<h2>Targets</h2>"
         f'<div class="scroll"><table><thead><tr>{head}</tr></thead><tbody>{body}</tbody></table>'
-        f"</div>{_list(said) if said else ''}"
+        f"</div>{listed(said) if said else ''}"
     )
 
 

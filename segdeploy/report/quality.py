@@ -60,6 +60,11 @@ class Quality:
     views: str = ""
 
     @property
+    def scored_on(self) -> tuple[str, ...]:
+        """What must agree for two scores to be compared: images, and how they were run."""
+        return (self.data, f"{self.num_images or 0:.0f} images", self.views)
+
+    @property
     def class_iou(self) -> dict[str, float]:
         """IoU by class, of those that are present."""
         return {score.name: score.iou for score in self.classes}

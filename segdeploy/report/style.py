@@ -89,6 +89,7 @@ polyline { fill:none; stroke-width:2; stroke-linejoin:round; stroke-linecap:roun
 .l0{stroke:var(--c0)} .l1{stroke:var(--c1)} .l2{stroke:var(--c2)} .d0{fill:var(--c0)}
   .d1{fill:var(--c1)} .d2{fill:var(--c2)} .d5{fill:var(--c5)}
 .dot { opacity:.85; } .dot.ghost { opacity:.3; }
+.front { stroke:var(--c0); stroke-width:1.5; stroke-dasharray:5 4; opacity:.7; }
 .b0{background:var(--c0)} .b1{background:var(--c1)} .b2{background:var(--c2)}
   .b3{background:var(--c3)} .b4{background:var(--c4)} .b5{background:var(--c5)}
 .shots { display:grid; grid-template-columns:repeat(auto-fit,minmax(min(100%,440px),1fr));

@@ -60,7 +60,7 @@ def share(value: float | None) -> str:
 
 def conditions(summary: RunSummary) -> list[str]:
     """Return how the latencies were measured: one text per distinct set of conditions."""
-    found = [" · ".join(part for part in row.cost.conditions if part) for row in summary.rows]
+    found = [" · ".join(c.words) for row in summary.rows if (c := row.cost.conditions)]
     return list(dict.fromkeys(text for text in found if text))
 
 
@@ -75,23 +75,27 @@ def data_sets(summary: RunSummary) -> list[str]:
 
 
 def notes(summary: RunSummary) -> list[str]:
-    """Return what a reader must know about the numbers and the weights."""
-    texts = [row.manifest.note for row in summary.rows if row.manifest.note]
-    if any(not row.manifest.trained for row in summary.rows):
-        texts.append("Some weights were never trained: their quality says nothing.")
+    """Return what a reader must know about the numbers of a report and the weights."""
+    texts = []
     if any(row.cost.ratio is not None and not row.cost.is_same_run for row in summary.rows):
         texts.append("* measured in another run than eager PyTorch: less certain.")
     if any(row.name.startswith("onnx-fp16") for row in summary.rows):
         texts.append("fp16 ONNX is meant for GPUs and NPUs; on a CPU it is slow.")
-    texts += [f"{row.name}: {why}" for row in summary.rows if (why := _why_this_output(row))]
-    texts += [
-        f"{row.name}: scored with {row.quality.views}" for row in summary.rows if row.quality.views
-    ]
-    for row in summary.rows:
+    return texts + row_notes(summary.rows)
+
+
+def row_notes(rows: Sequence[Row]) -> list[str]:
+    """Return what must be known of rows wherever they are shown."""
+    texts = [row.manifest.note for row in rows if row.manifest.note]
+    if any(not row.manifest.trained for row in rows):
+        texts.append("Some weights were never trained: their quality says nothing.")
+    texts += [f"{row.name}: {why}" for row in rows if (why := _why_this_output(row))]
+    texts += [f"{row.name}: scored with {row.quality.views}" for row in rows if row.quality.views]
+    for row in rows:
         warnings = row.cost.environment.get("warnings")
         known = warnings if isinstance(warnings, list) else []
         texts += [f"{row.name}: {warning}" for warning in known]
-    return _merged(texts, {row.name for row in summary.rows})
+    return _merged(texts, {row.name for row in rows})
 
 
 def _why_this_output(row: Row) -> str | None:

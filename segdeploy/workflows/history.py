@@ -1,0 +1,162 @@
+"""`bench.jsonl`: what each commit cost, one line for each artifact and bench.
+
+Lines are appended under a lock, so that several jobs may share a file. The machine's fingerprint
+leaves the versions of runtimes out here (they stand in the entry): a runtime's upgrade is one of
+the things that make a step.
+"""
+
+from __future__ import annotations
+
+import fcntl
+import os
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any
+
+import msgspec
+import numpy as np
+
+from segdeploy.core.errors import ArtifactError, DataError
+from segdeploy.core.files import digest_of, write_errors
+from segdeploy.core.folder import load_folder
+from segdeploy.core.results import BenchResult, read_result
+from segdeploy.measure.fingerprint import fingerprint
+from segdeploy.workflows.commits import current_branch, current_commit
+
+
+@dataclass(frozen=True, kw_only=True)
+class HistoryEntry:
+    """One artifact's bench. Times are in ms; `machine` is the digest of the fingerprint.
+
+    `p50_ci_ms` is the 95 % interval of the median within this bench: it knows nothing of the
+    difference between launches, and is no test between two entries.
+    """
+
+    time: str
+    commit: str | None
+    branch: str | None
+    model: str
+    target: str
+    artifact: str
+    digest: str
+    machine: str
+    cpu: str | None
+    input_shape: tuple[int, ...]
+    threads: int | None
+    measured: str
+    p50_ms: float
+    p50_ci_ms: tuple[float, float] | None
+    num_samples: int
+    min_ms: float
+    mean_ms: float
+    spread_ms: float
+    peak_memory_mib: float | None
+    versions: dict[str, str] = field(default_factory=dict)
+    schema_version: int = 1
+
+    @property
+    def series(self) -> tuple[Any, ...]:
+        """What must be equal for two entries to be compared."""
+        return (
+            self.model, self.artifact, self.machine, self.input_shape, self.threads, self.measured,
+        )  # fmt: skip
+
+
+def history_entry(result: BenchResult, model: str, repository: Path | None = None) -> HistoryEntry:
+    """Return the entry of a bench result, by the commit that is checked out.
+
+    Raises:
+        DataError: If the result has no samples.
+    """
+    environment, path = result.environment, Path(result.path)
+    samples = np.asarray(result.samples_ms, np.float64)
+    if not len(samples):
+        raise DataError(f"The bench of {path} has no samples.", hint="Run the bench again.")
+    low, high = np.percentile(samples, (25, 75))
+    return HistoryEntry(
+        time=f"{datetime.now(UTC):%Y-%m-%dT%H:%M:%SZ}",
+        commit=current_commit(repository),
+        branch=current_branch(repository),
+        model=model,
+        target=result.target,
+        artifact=path.name,
+        digest=environment.get("artifact") or "",
+        machine=machine_digest(environment),
+        cpu=environment.get("cpu"),
+        input_shape=tuple(result.input_shape),
+        threads=environment.get("threads"),
+        measured=str(environment.get("measured")),
+        p50_ms=float(np.median(samples)),
+        p50_ci_ms=result.latency_ci_ms["p50"],
+        num_samples=len(samples),
+        min_ms=float(samples.min()),
+        mean_ms=float(samples.mean()),
+        spread_ms=float(high - low),
+        peak_memory_mib=result.peak_memory_mib,
+        versions=fingerprint(environment)["runtimes"],
+    )
+
+
+def machine_digest(environment: Mapping[str, Any]) -> str:
+    """Return 16 letters that name a machine, whatever versions run on it."""
+    found = fingerprint(environment)
+    return digest_of({name: v for name, v in found.items() if name != "runtimes"})[:16]
+
+
+def entry_of_folder(path: Path) -> HistoryEntry:
+    """Return the entry of a folder's `bench.json`; its run folder's name is the model's.
+
+    Raises:
+        ArtifactError: If it is no model folder or has no `bench.json`.
+    """
+    folder = load_folder(path, check_files=False)
+    plain = read_result(path / "bench.json")
+    if plain is None:
+        raise ArtifactError(f"{path} has no bench.json.", hint=f"Run: segdeploy bench {path}")
+    result = BenchResult.from_dict({**plain, "path": str(folder.path)})
+    return history_entry(result, folder.path.resolve().parent.name)
+
+
+def append_history(file: Path, entries: Sequence[HistoryEntry]) -> None:
+    """Add lines to a history; the file and its folder are made if absent.
+
+    Raises:
+        ArtifactError: If it cannot be written.
+    """
+    lines = b"".join(msgspec.json.encode(entry) + b"\n" for entry in entries)
+    with write_errors(file):
+        file.parent.mkdir(parents=True, exist_ok=True)
+        with file.open("ab+") as stream:
+            fcntl.flock(stream, fcntl.LOCK_EX)
+            if stream.tell() and os.pread(stream.fileno(), 1, stream.tell() - 1) != b"\n":
+                stream.write(b"\n")  # A line that a killed job left unfinished stays alone.
+            stream.write(lines)
+
+
+def load_history(file: Path) -> tuple[list[HistoryEntry], int]:
+    """Return the entries of a file, oldest first, and the number of lines that are none.
+
+    Raises:
+        DataError: If it cannot be read, or no line of it is an entry.
+    """
+    try:
+        lines = [line for line in file.read_bytes().splitlines() if line.strip()]
+    except OSError as error:
+        raise DataError(
+            f"Cannot read {file}: {error.strerror or error}.",
+            hint='Set [history] file = "bench.jsonl", or add a bench: '
+            "segdeploy history FILE --add RUN/onnx-fp32.",
+        ) from error
+    entries = []
+    for line in lines:
+        try:
+            entry = msgspec.json.decode(line, type=HistoryEntry)
+        except (msgspec.DecodeError, UnicodeDecodeError):
+            continue
+        if entry.p50_ms > 0:
+            entries.append(entry)
+    if lines and not entries:
+        raise DataError(f"No line of {file} is a history entry.")
+    return entries, len(lines) - len(entries)

@@ -1,0 +1,182 @@
+"""`segdeploy.toml`: what `segdeploy run` is asked to do, checked before anything is started.
+
+    [run]                               out, data, calibration, stages, device
+    [[model]]                           checkpoint, targets, sizes (or artifacts), name
+    [evaluate] [bench] [gate] [history] the settings of these stages
+
+Order of settings: default < file < flag, as for training. Paths are taken from the working
+directory, as on the command line. An unknown key is refused with the nearest known one: a gate
+whose `latencey` was dropped silently would pass everything. The resolved settings are written into
+the run as `run.toml`, which is a file of the same form.
+"""
+
+from __future__ import annotations
+
+import difflib
+import json
+import tomllib
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field, fields, is_dataclass
+from pathlib import Path
+from typing import Any, cast
+
+import msgspec
+
+from segdeploy.core.errors import ConfigError
+from segdeploy.export.foreign import ForeignOptions
+from segdeploy.workflows.run_tables import (
+    BenchTable,
+    EvaluateTable,
+    GateTable,
+    HistoryTable,
+    ModelTable,
+    RunTable,
+    Stage,
+)
+
+RESOLVED = "run.toml"
+
+
+@dataclass(frozen=True, kw_only=True)
+class RunConfig:
+    """The whole file."""
+
+    run: RunTable
+    model: tuple[ModelTable, ...]
+    evaluate: EvaluateTable = field(default_factory=EvaluateTable)
+    bench: BenchTable = field(default_factory=BenchTable)
+    gate: GateTable = field(default_factory=GateTable)
+    history: HistoryTable = field(default_factory=HistoryTable)
+
+    def __post_init__(self) -> None:
+        labels = [model.label for model in self.model]
+        if not labels:
+            raise ConfigError("There is no [[model]].", hint="Add one with a checkpoint.")
+        if twice := sorted({label for label in labels if labels.count(label) > 1}):
+            raise ConfigError(
+                f"Two [[model]] are called {twice[0]}.", hint="Give each a name of its own."
+            )
+        for model in self.model:
+            self.stages_of(model)
+
+    def stages_of(self, model: ModelTable) -> tuple[Stage, ...]:
+        """Return the stages of a model, in order.
+
+        Raises:
+            ConfigError: If one was asked for by name and lacks what it needs.
+        """
+        lacking: dict[Stage, str] = {}
+        if self.data_of(model) is None:
+            lacking[Stage.EVALUATE] = "data"
+        if self.gate.baseline is None:
+            lacking[Stage.GATE] = "a baseline"
+        asked = model.stages if model.stages is not None else self.run.stages
+        if asked is None:
+            return tuple(stage for stage in Stage if stage not in lacking)
+        for stage in asked:
+            if stage in lacking:
+                raise ConfigError(f"The stage {stage} of {model.label} needs {lacking[stage]}.")
+        return tuple(stage for stage in Stage if stage in asked)
+
+    def data_of(self, model: ModelTable) -> str | None:
+        """Return the data set that a model is evaluated on."""
+        return model.data or self.run.data
+
+    def calibration_of(self, model: ModelTable) -> str | None:
+        """Return the data set that chooses a model's int8 ranges."""
+        return model.calibration or self.run.calibration
+
+
+def load_run_config(path: Path, overrides: Mapping[str, Mapping[str, Any]]) -> RunConfig:
+    """Return the settings of a file with flags on top; None flags do not count.
+
+    Args:
+        path: `segdeploy.toml`.
+        overrides: By table: `{"gate": {"baseline": "runs/base"}}`.
+
+    Raises:
+        ConfigError: If the file is missing or no TOML, or a key or value is wrong.
+    """
+    plain = _read_toml(path)
+    _check_keys(plain, RunConfig, str(path))
+    for table, settings in overrides.items():
+        given = {name: value for name, value in settings.items() if value is not None}
+        if given:
+            plain[table] = {**plain.get(table, {}), **given}
+    if "out" not in plain.get("run", {}):
+        raise ConfigError(
+            f"{path} does not say where the run goes.",
+            hint='Set [run] out = "runs/NAME", or --out.',
+        )
+    plain.setdefault("model", [])
+    try:
+        return msgspec.convert(plain, RunConfig)
+    except msgspec.ValidationError as error:
+        if isinstance(error.__cause__, ConfigError):
+            raise error.__cause__ from None
+        raise ConfigError(f"{path} is not valid: {error}.") from error
+
+
+def _read_toml(path: Path) -> dict[str, Any]:
+    try:
+        return tomllib.loads(path.read_text(encoding="utf-8"))
+    except OSError as error:
+        raise ConfigError(
+            f"Cannot read {path}: {error.strerror or error}.",
+            hint="docs/ci.md shows a complete segdeploy.toml.",
+        ) from error
+    except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
+        raise ConfigError(f"{path} is not valid TOML: {error}.") from error
+
+
+_TABLES: dict[str, type] = {
+    "run": RunTable, "model": ModelTable, "evaluate": EvaluateTable, "bench": BenchTable,
+    "gate": GateTable, "history": HistoryTable, "onnx": ForeignOptions,
+}  # fmt: skip
+
+
+def _check_keys(plain: Mapping[str, Any], kind: type, where: str) -> None:
+    """Refuse a key that is none, in this table and in those below, with the nearest known one."""
+    known = [each.name for each in fields(cast(Any, kind))]
+    for key, value in plain.items():
+        if key not in known:
+            near = difflib.get_close_matches(key, known, n=1)
+            hint = f"Did you mean {near[0]}?" if near else f"Known: {', '.join(known)}."
+            raise ConfigError(f"{where} has an unknown setting '{key}'.", hint=hint)
+        if kind not in {RunConfig, ModelTable} or key not in _TABLES:
+            continue
+        if key == "model" and isinstance(value, Mapping):
+            raise ConfigError(f"{where}: [model] is a list.", hint="Write [[model]].")
+        for each in value if isinstance(value, list) else [value]:
+            if isinstance(each, Mapping):
+                _check_keys(each, _TABLES[key], f"{where}: [{key}]")
+
+
+def run_toml(config: RunConfig) -> bytes:
+    """Return the resolved settings as TOML; those that are None are left out."""
+    parts = []
+    for name, value in _plain(config).items():
+        tables = value if isinstance(value, list) else [value]
+        head = f"[[{name}]]" if isinstance(value, list) else f"[{name}]"
+        parts += ["\n".join([head, *_lines(table)]) for table in tables]
+    return ("\n\n".join(parts) + "\n").encode()
+
+
+def _lines(table: Mapping[str, Any]) -> list[str]:
+    return [f"{key} = {_value(value)}" for key, value in table.items()]
+
+
+def _value(value: object) -> str:
+    if isinstance(value, Mapping):
+        return "{ " + ", ".join(_lines(value)) + " }"
+    return json.dumps(value)
+
+
+def _plain(value: Any) -> Any:
+    """Return dataclasses as dictionaries without what is None."""
+    if is_dataclass(value):
+        found = {each.name: getattr(value, each.name) for each in fields(value)}
+        return {name: _plain(each) for name, each in found.items() if each is not None}
+    if isinstance(value, Sequence) and not isinstance(value, str):
+        return [_plain(each) for each in value]
+    return value

@@ -1,0 +1,220 @@
+"""The first stages of `run`: an artifact folder per target and size, each with its verdict.
+
+Each target is an export of its own, so that one that fails stops no other; what they share (the
+plain onnx-fp32 graph) is reused by digest. Ready artifacts are copied into the run: what later
+stages write belongs there, not into somebody's repository.
+"""
+
+from __future__ import annotations
+
+import shutil
+import time
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+import segdeploy
+from segdeploy.backends import find_backend
+from segdeploy.core.errors import ArtifactError, BackendUnavailableError, SegDeployError
+from segdeploy.core.files import digest_of, replacing_directory
+from segdeploy.core.folder import MANIFEST, Artifact, load_artifact, load_folder
+from segdeploy.core.lock import run_lock
+from segdeploy.core.sizes import parse_sizes
+from segdeploy.export import ExportOutcome, ForeignOptions, export
+from segdeploy.export.foreign import plan_import
+from segdeploy.workflows.run_config import RunConfig
+from segdeploy.workflows.run_memory import Memory
+from segdeploy.workflows.run_result import StageOutcome, Status
+from segdeploy.workflows.run_tables import ModelTable, Stage
+
+PARITY = "parity.json"
+Progress = Callable[[str, float, float | None], None]
+
+
+@dataclass(frozen=True)
+class Work:
+    """What every stage of a run needs at hand."""
+
+    config: RunConfig
+    out: Path
+    memory: Memory
+    force: bool
+    say: Callable[[str], object]
+    progress: Progress
+
+    def folder(self, model: ModelTable) -> Path:
+        """Return the run folder of one model."""
+        return self.out / model.label
+
+
+def export_model(work: Work, model: ModelTable) -> list[Path]:
+    """Export and verify (or copy, or only find) artifacts; return those that are there."""
+    is_asked = Stage.EXPORT in work.config.stages_of(model)
+    found = []
+    if is_asked:
+        _take_foreign(work, model)
+    makers = _copies(work, model) if model.artifacts else _exports(work, model, is_asked=is_asked)
+    for name, make in makers:
+        start = time.perf_counter()
+        try:
+            outcome = make()
+        except SegDeployError as error:
+            seconds = time.perf_counter() - start
+            work.say(f"{model.label}/{name}: {error.message}")
+            kept = StageOutcome.of_error(model.label, name, "export", error, seconds)
+            work.memory.keep(kept)
+            continue
+        found.append(outcome.path)
+        if is_asked:
+            work.memory.keep(_exported(model, outcome))
+            _verify(work, model, outcome.path)
+    return found
+
+
+_Maker = tuple[str, Callable[[], ExportOutcome]]
+
+
+def _exports(work: Work, model: ModelTable, *, is_asked: bool) -> Iterator[_Maker]:
+    for size in model.sizes:
+        for target in model.targets:
+
+            def make(target: str = target, size: str = size) -> ExportOutcome:
+                outcome = plan_or_export(
+                    work.config, model, target, size, work if is_asked else None
+                )
+                if outcome.artifact is None:
+                    raise ArtifactError(
+                        f"{outcome.path} is not there, or of other settings.",
+                        hint="Run the stage export first.",
+                    )
+                return outcome
+
+            yield target if size == "dynamic" else f"{target}+{size}", make
+
+
+def plan_or_export(
+    config: RunConfig,
+    model: ModelTable,
+    target: str,
+    size: str,
+    work: Work | None,
+) -> ExportOutcome:
+    """Return the outcome of one target; without `work`, planned only."""
+    is_foreign = Path(model.checkpoint or "").is_file()
+    return export(
+        Path(model.checkpoint or ""),
+        [target],
+        Path(config.run.out) / model.label,
+        calibration=config.calibration_of(model),
+        num_calibration_images=config.run.calibration_images,
+        int8_policy=model.int8_policy,
+        io=model.io,
+        size=parse_sizes(size),
+        force=work is not None and work.force,
+        dry_run=work is None,
+        progress=None if work is None else work.progress,
+        report=None if work is None else work.say,
+        foreign=model.onnx if is_foreign else None,
+    )[0]
+
+
+def _take_foreign(work: Work, model: ModelTable) -> None:
+    """Put a foreign ONNX file into the run, in the place of the one that stands there.
+
+    An export refuses that, as a slip; here the head commit's model is meant to take its place.
+    """
+    source = Path(model.checkpoint or "")
+    if source.is_file():
+        size = parse_sizes(model.sizes[0])
+        static = size if isinstance(size, tuple) else None
+        planned = plan_import(source, work.folder(model), model.onnx or ForeignOptions(), static)
+        with run_lock(work.folder(model)):
+            planned.write(force=True)
+
+
+def _copies(work: Work, model: ModelTable) -> Iterator[_Maker]:
+    for text in model.artifacts:
+
+        def make(source: Path = Path(text)) -> ExportOutcome:
+            return _copy(source, work.folder(model) / source.absolute().name)
+
+        yield Path(text).absolute().name, make
+
+
+def _copy(source: Path, place: Path) -> ExportOutcome:
+    """Put an artifact into the run, unless the same one stands there."""
+    start = time.perf_counter()
+    artifact = load_artifact(source)
+    try:
+        is_same = load_folder(place).manifest.digest == artifact.manifest.digest
+    except SegDeployError:
+        is_same = False
+    if not is_same:
+        names = [MANIFEST, *artifact.manifest.files, *artifact.manifest.companions]
+        with run_lock(place.parent), replacing_directory(place) as temporary:
+            for name in filter(lambda name: (source / name).is_file(), names):
+                shutil.copyfile(source / name, temporary / name)
+    return ExportOutcome(
+        target=artifact.name, path=place, parent=str(source), artifact=load_artifact(place),
+        reused=is_same, seconds=time.perf_counter() - start, requested=True,
+    )  # fmt: skip
+
+
+def _exported(model: ModelTable, outcome: ExportOutcome) -> StageOutcome:
+    made = "copied" if model.artifacts else "built"
+    return StageOutcome(
+        model=model.label, artifact=outcome.path.name, stage="export", status=Status.PASSED,
+        reason="reused" if outcome.reused else f"{made} from {outcome.parent}",
+        seconds=0.0 if outcome.reused else outcome.seconds, reused=outcome.reused,
+        values={"size_mib": outcome.artifact.size_mib if outcome.artifact else None},
+    )  # fmt: skip
+
+
+def _verify(work: Work, model: ModelTable, path: Path) -> None:
+    """Judge an artifact against its checkpoint; a ready one keeps the verdict it came with."""
+    artifact = load_artifact(path)
+    outcome = StageOutcome(
+        model=model.label, artifact=path.name, stage="verify", status=Status.SKIPPED,
+        reason="The artifact came without a verdict of verify.",
+    )  # fmt: skip
+    if model.artifacts:
+        if artifact.manifest.passed is not None:
+            outcome = _verdict(outcome, passed=artifact.manifest.passed, reason="when it was built")
+        work.memory.keep(replace(outcome, reused=True))
+        return
+    data = work.config.data_of(model) or work.config.calibration_of(model)
+    key = digest_of(["verify", segdeploy.__version__, artifact.manifest.digest, data])
+    work.memory.settle(
+        outcome.place, key, path / PARITY, lambda: _judge(work, outcome, artifact, data)
+    )
+
+
+def _judge(work: Work, outcome: StageOutcome, artifact: Artifact, data: str | None) -> StageOutcome:
+    from segdeploy.verify import verify
+
+    work.say(f"{outcome.model}/{outcome.artifact}: verifying")
+    start = time.perf_counter()
+    try:
+        backend = find_backend(artifact)
+        device = backend.home if backend else "cpu"
+        report = verify(artifact.path, data=data, device=device)
+    except BackendUnavailableError as error:  # Built here for a machine that is not this one.
+        return replace(outcome, reason=f"not run here: {error.message}")
+    except SegDeployError as error:
+        seconds = time.perf_counter() - start
+        return StageOutcome.of_error(outcome.model, outcome.artifact, "verify", error, seconds)
+    rules = ", ".join(f"{f.rule} {f.value:.3g} (limit {f.limit:g})" for f in report.failures)
+    flips = f"{100 * report.flip_rate:.2g} % of the pixels flip"
+    reason = rules or (flips if report.flip_rate else "no pixel flips")
+    judged = _verdict(outcome, passed=report.passed, reason=reason)
+    return replace(
+        judged, seconds=time.perf_counter() - start, values={"flip_rate": report.flip_rate}
+    )
+
+
+def _verdict(outcome: StageOutcome, *, passed: bool, reason: str) -> StageOutcome:
+    if passed:
+        return replace(outcome, status=Status.PASSED, reason=f"passed: {reason}")
+    return replace(
+        outcome, status=Status.FAILED, kind="ParityError", exit_code=1, reason=f"failed: {reason}"
+    )
