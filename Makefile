@@ -34,8 +34,11 @@ format: setup
 	$(BIN)/ruff check --fix-only --quiet .
 	$(BIN)/ruff format .
 
+# The tables of README and docs/compare.md; on an idle machine, some twenty minutes.
 bench: setup
 	$(BIN)/python benchmarks/camvid_targets.py
+	$(BIN)/python -m benchmarks.peers
+	$(BIN)/python benchmarks/render_docs.py
 
 clean:
 	rm -rf $(VENV) runs build *.egg-info

@@ -1,8 +1,9 @@
 """Ways from a decoded uint8 image to its label map, each in a process of its own.
 
-`Race` runs several in turn: blocks in ABBA order, one pipeline at work at a time, the first call of
-a block thrown away. A pipeline is a function (options, image) -> call, where the call returns the
-label map (H, W); `PIPELINES` names them. Started as a module, this file is the child.
+`Race` runs several in turn: blocks in ABBA order, one pipeline at work at a time and the others
+stopped (their threads would spin), the first call of a block thrown away. A pipeline is a function
+(options, image) -> call, where the call returns the label map (H, W); `PIPELINES` names them. What
+it opens is kept for the next image. Started as a module, this file is the child.
 """
 
 from __future__ import annotations
@@ -10,6 +11,7 @@ from __future__ import annotations
 import os
 from collections.abc import Callable, Mapping
 from contextlib import ExitStack
+from functools import cache
 from pathlib import Path
 from typing import Any, Self
 
@@ -27,13 +29,7 @@ STD = np.array([0.229, 0.224, 0.225], np.float32)
 
 def tutorial_onnxruntime(options: Options, image: Image) -> Call:
     """Return what tutorials do: NumPy normalise, ONNX Runtime fp32 to logits, NumPy argmax."""
-    import onnxruntime
-
-    settings = onnxruntime.SessionOptions()
-    settings.intra_op_num_threads = options["threads"]
-    session = onnxruntime.InferenceSession(
-        options["path"], settings, providers=["CPUExecutionProvider"]
-    )
+    session = _open_onnxruntime(options["path"], options["threads"])
     name = session.get_inputs()[0].name
 
     def call() -> NDArray[Any]:
@@ -45,35 +41,78 @@ def tutorial_onnxruntime(options: Options, image: Image) -> Call:
     return call
 
 
+@cache
+def _open_onnxruntime(path: str, threads: int) -> Any:
+    import onnxruntime
+
+    settings = onnxruntime.SessionOptions()
+    settings.intra_op_num_threads = threads
+    return onnxruntime.InferenceSession(path, settings, providers=["CPUExecutionProvider"])
+
+
+def plain_pytorch(options: Options, image: Image) -> Call:
+    """Return what needs no export at all: the module on a batch, argmax, as tutorials write it.
+
+    Options: `checkpoint`; `compile`, whether `torch.compile` takes it with its defaults.
+    """
+    import torch
+
+    torch.set_num_threads(options["threads"])
+    module = _open_module(options["checkpoint"], options["compile"])
+    mean, std = (torch.from_numpy(each)[:, None, None] for each in (MEAN, STD))
+
+    def call() -> NDArray[Any]:
+        with torch.inference_mode():
+            pixels = torch.from_numpy(image).permute(2, 0, 1).float().div(255)
+            found = module(((pixels - mean) / std)[None])
+            logits = found["out"] if isinstance(found, dict) else found  # torchvision's models.
+            return np.asarray(logits.argmax(dim=1)[0].to(torch.uint8).numpy())
+
+    return call
+
+
+@cache
+def _open_module(checkpoint: str, is_compiled: bool) -> Any:
+    # Its pool of compilers would sit there while others are timed.
+    os.environ["TORCHINDUCTOR_COMPILE_THREADS"] = "1"
+    import torch
+
+    from segdeploy.core.folder import load_checkpoint
+    from segdeploy.zoo.checkpoint import load_module
+
+    module = load_module(load_checkpoint(Path(checkpoint)))
+    return torch.compile(module) if is_compiled else module
+
+
+def plain_openvino(options: Options, image: Image) -> Call:
+    """Return what OpenVINO's first pages do: compile with defaults; NumPy in front and behind."""
+    compiled = _compile_plainly(options["path"], options["threads"])
+    output = compiled.output(0)
+
+    def call() -> NDArray[Any]:
+        pixels = (image.astype(np.float32) / 255.0 - MEAN) / STD
+        batch = np.ascontiguousarray(pixels.transpose(2, 0, 1)[None])
+        return np.asarray(compiled(batch)[output].argmax(axis=1)[0].astype(np.uint8))
+
+    return call
+
+
+@cache
+def _compile_plainly(path: str, threads: int) -> Any:
+    import openvino
+
+    return openvino.Core().compile_model(path, "CPU", {"INFERENCE_NUM_THREADS": threads})
+
+
 def expert_openvino(options: Options, image: Image) -> Call:
     """Return the best that OpenVINO's documentation leads to: all in one compiled graph.
 
     PrePostProcessor in front (uint8 NHWC, mean and scale), argmax behind, latency hint.
     """
     import openvino
-    from openvino import opset13
-    from openvino.preprocess import PrePostProcessor
 
-    core = openvino.Core()
-    model = core.read_model(options["path"])
-    logits = model.outputs[0].get_node().input_value(0)
-    # For INT8 graphs ArgMax is TopK(1): OpenVINO has no other.
-    best = opset13.topk(logits, openvino.op.Constant(np.array(1)), 1, "max", "none", "i32")
-    labels = opset13.convert(opset13.squeeze(best.output(1), np.array([1])), "u8")
-    model = openvino.Model([labels], model.get_parameters(), "labels")
-    steps = PrePostProcessor(model)
-    taken = steps.input()
-    taken.tensor().set_element_type(openvino.Type.u8).set_layout(openvino.Layout("NHWC"))
-    taken.tensor().set_shape([1, *image.shape])
-    taken.model().set_layout(openvino.Layout("NCHW"))
-    to_float = taken.preprocess().convert_element_type(openvino.Type.f32)
-    to_float.mean((MEAN * 255).tolist()).scale((STD * 255).tolist())
-    settings = {
-        "PERFORMANCE_HINT": "LATENCY",
-        "INFERENCE_NUM_THREADS": options["threads"],
-        "INFERENCE_PRECISION_HINT": options["hint"],
-    }
-    request = core.compile_model(steps.build(), "CPU", settings).create_infer_request()
+    compiled = _compile_expertly(options["path"], options["hint"], options["threads"], image.shape)
+    request = compiled.create_infer_request()
     batch = image[None].copy()  # Shared memory has to be writable.
 
     def call() -> NDArray[Any]:
@@ -84,23 +123,51 @@ def expert_openvino(options: Options, image: Image) -> Call:
     return call
 
 
+@cache
+def _compile_expertly(path: str, hint: str, threads: int, shape: tuple[int, ...]) -> Any:
+    import openvino
+    from openvino import opset13
+    from openvino.preprocess import PrePostProcessor
+
+    core = openvino.Core()
+    model = core.read_model(path)
+    logits = model.outputs[0].get_node().input_value(0)
+    # For INT8 graphs ArgMax is TopK(1): OpenVINO has no other.
+    best = opset13.topk(logits, openvino.op.Constant(np.array(1)), 1, "max", "none", "i32")
+    labels = opset13.convert(opset13.squeeze(best.output(1), np.array([1])), "u8")
+    model = openvino.Model([labels], model.get_parameters(), "labels")
+    steps = PrePostProcessor(model)
+    taken = steps.input()
+    taken.tensor().set_element_type(openvino.Type.u8).set_layout(openvino.Layout("NHWC"))
+    taken.tensor().set_shape([1, *shape])
+    taken.model().set_layout(openvino.Layout("NCHW"))
+    to_float = taken.preprocess().convert_element_type(openvino.Type.f32)
+    to_float.mean((MEAN * 255).tolist()).scale((STD * 255).tolist())
+    settings = {
+        "PERFORMANCE_HINT": "LATENCY",
+        "INFERENCE_NUM_THREADS": threads,
+        "INFERENCE_PRECISION_HINT": hint,
+    }
+    return core.compile_model(steps.build(), "CPU", settings)
+
+
 def segdeploy_artifact(options: Options, image: Image) -> Call:
     """Return an artifact's own way, as `predict` goes it, in this process as all others here."""
+    call: Call = _open_artifact(options["path"]).bind(image)
+    return call
+
+
+@cache
+def _open_artifact(path: str) -> Any:
     os.environ["SEGDEPLOY_IN_PROCESS"] = "1"
     from segdeploy.backends.predictor import open_predictor
 
-    return open_predictor(Path(options["path"])).bind(image)
+    return open_predictor(Path(path))
 
 
 def onnxruntime_logits(options: Options, image: Image) -> Call:
     """Return a run of an ONNX file by ONNX Runtime as it is: normalised batch to first output."""
-    import onnxruntime
-
-    settings = onnxruntime.SessionOptions()
-    settings.intra_op_num_threads = options["threads"]
-    session = onnxruntime.InferenceSession(
-        options["path"], settings, providers=["CPUExecutionProvider"]
-    )
+    session = _open_onnxruntime(options["path"], options["threads"])
     feed = {session.get_inputs()[0].name: _normalized(image)}
     return lambda: np.asarray(session.run(None, feed)[0])
 
@@ -151,7 +218,9 @@ def _normalized(image: Image) -> NDArray[np.float32]:
 
 
 PIPELINES: dict[str, Callable[[Options, Image], Call]] = {
+    "plain_pytorch": plain_pytorch,
     "tutorial_onnxruntime": tutorial_onnxruntime,
+    "plain_openvino": plain_openvino,
     "expert_openvino": expert_openvino,
     "segdeploy": segdeploy_artifact,
     "onnxruntime_logits": onnxruntime_logits,
@@ -213,15 +282,26 @@ class Race:
     def run(self, *, rounds: int, seconds: float) -> dict[str, dict[str, Any]]:
         """Return the samples in ms and the peak memory in MiB of each pipeline."""
         found: dict[str, dict[str, Any]] = {name: {"samples_ms": []} for name in self._children}
+        try:
+            for child in self._children.values():
+                child.pause()
+            self._take_turns(found, rounds, seconds)
+        finally:
+            for child in self._children.values():
+                child.resume()
+        return found
+
+    def _take_turns(self, found: dict[str, dict[str, Any]], rounds: int, seconds: float) -> None:
         for turn in range(rounds + 1):
             order = list(self._children) if turn % 2 else list(self._children)[::-1]
             for name in order:
                 request = {"do": "sample", "seconds": seconds}
+                self._children[name].resume()
                 answer, _ = self._children[name].ask(request, limit_s=600.0)
+                self._children[name].pause()
                 if turn:  # The first round warms up.
                     found[name]["samples_ms"] += answer["samples_ms"]
                 found[name]["peak_memory_mib"] = answer["peak_memory_mib"]
-        return found
 
 
 if __name__ == "__main__":

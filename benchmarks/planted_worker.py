@@ -1,8 +1,7 @@
 """A bench worker with a planted fault, so that a gate's verdicts can be checked against the truth.
 
-    SEGDEPLOY_PLANTED=slow:0.06    every call takes 6 % longer, by work that keeps a core busy
-    SEGDEPLOY_PLANTED=crash        the process kills itself in its second block
-    SEGDEPLOY_PLANTED=hang         ... never answers again
+The variable SEGDEPLOY_PLANTED names it: `slow:0.06` makes every call take 6 % longer, by work that
+keeps a core busy; `crash` kills the process in its second block; `hang` never answers again.
 """
 
 from __future__ import annotations

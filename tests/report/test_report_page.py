@@ -186,7 +186,7 @@ def test_page_loads_nothing_and_shows_the_pictures(run: Path) -> None:
 def test_every_plot_is_well_formed_svg_inside_its_frame(run: Path) -> None:
     raw = report(run).read_text(encoding="utf-8")
     plots = re.findall(r"<svg.*?</svg>", raw, flags=re.DOTALL)
-    assert raw.count('<figure class="plot"><figcaption><b>') == 4  # No images/s in this log.
+    assert raw.count('<figure class="plot"><figcaption><b>') == 5  # No images/s in this log.
     for plot in plots:
         _, _, width, height = map(float, ET.fromstring(plot).attrib["viewBox"].split())  # noqa: S314
         for line in ET.fromstring(plot).iter("polyline"):  # noqa: S314

@@ -4,10 +4,11 @@ from __future__ import annotations
 
 import importlib
 import json
+import math
 import re
 import sys
 from dataclasses import replace
-from itertools import pairwise
+from itertools import combinations
 from pathlib import Path
 from typing import Any
 
@@ -26,13 +27,12 @@ from segdeploy.core.task import Task
 from segdeploy.report.advice import judge_worth
 from segdeploy.report.collect import collect_run
 from segdeploy.report.comparison import find_worth
-from segdeploy.report.plots import Dot, scatter_plot
+from segdeploy.report.scatter import Dot, find_front, scatter_plot
 from segdeploy.report.worth import (
     Measured,
     Standing,
     compare,
     dominates,
-    latency_of,
     median_interval,
 )
 
@@ -41,7 +41,8 @@ def one(name: str, ms: float | None, iou: float | None, mib: float, **more: Any)
     interval = None if ms is None else (0.99 * ms, 1.01 * ms)
     return Measured(
         name=name, target=name, latency_ms=ms, latency_interval=interval, mean_iou=iou,
-        size_mib=mib, bench_run="r1", conditions=("1x520x520", "2 threads"), **more,
+        size_mib=mib, bench_run="r1", conditions=("1x520x520", "2 threads"),
+        **({"failures": ()} | more),
     )  # fmt: skip
 
 
@@ -101,14 +102,49 @@ def test_flips_stand_in_for_a_missing_miou_and_unknown_quality_decides_nothing()
 
 def test_what_failed_or_was_measured_elsewhere_dominates_nobody() -> None:
     failed = replace(BEST, failures=("hard_flip_rate",))
+    unknown = replace(BEST, name="unknown", failures=None)
     elsewhere = replace(BEST, conditions=("1x224x224", "2 threads"))
     unmeasured = replace(BEST, name="coreml-fp16", target="coreml-fp16", latency_ms=None)
-    found = judge_worth([INT8, failed, elsewhere, unmeasured])
+    found = judge_worth([INT8, failed, unknown, elsewhere, unmeasured])
     assert [w.standing for w in found] == [
-        Standing.FRONT, Standing.FAILED, Standing.FRONT, Standing.UNMEASURED,
+        Standing.FRONT, Standing.FAILED, Standing.UNVERIFIED, Standing.FRONT, Standing.UNMEASURED,
     ]  # fmt: skip
     assert found[1].advice == "Not to be used: it failed verification (hard_flip_rate)."
-    assert found[3].advice == "For Apple devices: not measured here."
+    assert found[2].advice == "Not to be used yet: it was never verified."
+    assert found[4].advice == "For Apple devices: not measured here."
+
+
+def test_scores_on_other_images_and_flips_against_another_model_are_not_compared() -> None:
+    worse = replace(INT8, mean_iou=0.1, flip_rate=0.01)
+    assert dominates(replace(BEST, flip_rate=0.001), worse)
+    assert dominates(replace(BEST, flip_rate=0.001, scored_on=("camvid/test",)), worse)  # By flips.
+    elsewhere = replace(BEST, flip_rate=0.001, scored_on=("camvid/test",), reference="other")
+    assert not dominates(elsewhere, worse)
+
+
+def test_equal_speed_does_not_keep_the_worse_one_on_the_front() -> None:
+    small = replace(FP32, name="z", size_mib=3.0)
+    near = replace(small, latency_ms=17.05, latency_interval=(16.9, 17.2))  # Equal within noise.
+    for better in (small, near):
+        assert judge_worth([FP32, better])[0].dominated_by == ("z",)
+
+
+def test_noise_does_not_make_equal_what_looks_slower() -> None:
+    noisy = replace(
+        FP32, name="noisy", latency_ms=30.0, latency_interval=(10.0, 60.0), size_mib=1.0
+    )
+    assert compare(noisy, FP32)["latency"] == 0
+    assert not dominates(noisy, FP32)
+    assert dominates(replace(noisy, latency_ms=12.0), FP32)
+    small = replace(INT8, latency_ms=30.0, latency_interval=(10.0, 60.0), borders=None)
+    assert "where the size of the file counts" in judge_worth([small, FP32])[0].advice
+
+
+def test_a_slow_precision_is_held_against_fp32_of_the_same_model_and_contract() -> None:
+    other_model = replace(FP32, name="other", latency_ms=5.0, reference="other", mean_iou=0.1)
+    other_contract = replace(FP32, name="image", latency_ms=16.0, contract="image to labels")
+    slow = judge_worth([INT8, other_model, other_contract, FP32])[0].advice
+    assert "18 % slower than onnx-fp32 here: 14 Q/DQ borders" in slow
 
 
 _values = st.sampled_from([1.0, 1.01, 1.5, 2.0, 3.0])
@@ -122,8 +158,15 @@ _artifacts = st.builds(
     size_mib=_values,
     memory_mib=st.none() | _values,
     bench_run=st.sampled_from(["a", "b"]),
-    failures=st.sampled_from([(), ("finite",)]),
+    failures=st.sampled_from([(), None, ("finite",)]),
 )
+
+
+def _leads_to(above: dict[str, set[str]], start: str, goal: str, seen: frozenset[str]) -> bool:
+    """Whether a chain of who dominates whom goes from one artifact to another, by trying all."""
+    return any(
+        step == goal or _leads_to(above, step, goal, seen | {step}) for step in above[start] - seen
+    )
 
 
 @given(st.lists(_artifacts, min_size=1, max_size=6))
@@ -131,6 +174,7 @@ def test_domination_is_no_worse_anywhere_and_better_somewhere(found: list[Measur
     named = [replace(artifact, name=f"a{i}") for i, artifact in enumerate(found)]
     worth = {w.name: w for w in judge_worth(named)}
     assert list(worth) == [a.name for a in named]
+    above: dict[str, set[str]] = {a.name: set() for a in named}
     for a in named:
         assert not dominates(a, a)
         assert worth[a.name].advice.endswith(".")
@@ -138,13 +182,63 @@ def test_domination_is_no_worse_anywhere_and_better_somewhere(found: list[Measur
             assert not (dominates(a, b) and dominates(b, a))
             signs = compare(a, b)
             assert {k: None if s is None else -s for k, s in compare(b, a).items()} == signs
-            is_usable = not a.failures and not b.failures
-            expected = (
+            is_usable = a.failures == () and b.failures == ()
+            if (
                 is_usable and signs["latency"] is not None and signs["quality"] is not None
                 and all(s in (0, 1, None) for s in signs.values()) and 1 in signs.values()
-            )  # fmt: skip
-            is_faster = (latency_of(a), a.name) < (latency_of(b), b.name)
-            assert (a.name in worth[b.name].dominated_by) == (expected and is_faster)
+            ):  # fmt: skip
+                above[b.name].add(a.name)
+    for name, better in above.items():
+        expected = {a for a in better if not _leads_to(above, a, name, frozenset())}
+        assert set(worth[name].dominated_by) == expected
+    usable = [a for a in named if a.failures == () and a.latency_ms is not None]
+    assert not usable or any(worth[a.name].standing is Standing.FRONT for a in usable)
+
+
+_FAR = st.sampled_from([1.0, 2.0, 4.0, 8.0])  # Farther apart than any noise.
+_POINTS = st.tuples(
+    _FAR | st.just(math.nan) | st.none(), st.sampled_from([0.2, 0.4, 0.6, math.nan]) | st.none(),
+    _FAR, _FAR | st.just(math.nan) | st.none(),
+)  # fmt: skip
+
+
+@given(st.lists(_POINTS, min_size=1, max_size=40))
+def test_the_front_is_that_of_a_slow_loop(points: list[tuple[Any, Any, float, Any]]) -> None:
+    named = [
+        one(f"a{i}", ms, iou, mib, memory_mib=memory)
+        for i, (ms, iou, mib, memory) in enumerate(points)
+    ]
+    for own, point in zip(judge_worth(named), points, strict=True):
+        beaten = False
+        for other in points:
+            known = [
+                (x, y) if axis != 1 else (-x, -y)
+                for axis, (x, y) in enumerate(zip(other, point, strict=True))
+                if not (x is None or y is None or math.isnan(x) or math.isnan(y))
+            ]
+            has_both = all(
+                v is not None and not math.isnan(v) for p in (other, point) for v in p[:2]
+            )
+            beaten |= has_both and all(x <= y for x, y in known) and any(x < y for x, y in known)
+        is_measured = point[0] is not None and not math.isnan(point[0])
+        expected = Standing.DOMINATED if beaten else Standing.FRONT
+        assert own.standing is (expected if is_measured else Standing.UNMEASURED)
+
+
+@given(st.lists(st.tuples(_FAR, st.sampled_from([0.1, 0.2, 0.3])), max_size=20), st.booleans())
+def test_the_line_goes_through_the_front(points: list[tuple[float, float]], is_high: bool) -> None:
+    dots = [Dot(str(i), x, y, 1.0) for i, (x, y) in enumerate(points)]
+    sign = 1 if is_high else -1
+    expected = {
+        (x, y)
+        for x, y in points
+        if not any(
+            u <= x and sign * v >= sign * y and (u, v) != (x, y) for u, v in points
+        )
+    }  # fmt: skip
+    found = [(dot.x, dot.y) for dot in find_front(dots, is_high_better=is_high)]
+    assert (set(found), len(found)) == (expected, len(expected))
+    assert found == sorted(found)
 
 
 def test_a_ring_within_noise_leaves_somebody_on_the_front() -> None:
@@ -172,7 +266,7 @@ def _folder(run: Path, name: str, ms: float, iou: float, mib: float, options: An
     manifest = Manifest(
         kind="artifact", model="m", task=Task.MULTICLASS, classes=("a", "b"),
         preprocess=PreprocessSpec(), inputs=inputs, outputs=outputs, files={"model.onnx": ""},
-        target=name, options=options,
+        target=name, options=options, passed=True,
     )  # fmt: skip
 
     def fill(folder: Path) -> None:
@@ -212,8 +306,8 @@ def test_the_report_says_it_in_the_page_the_markdown_and_json(
     page = (run / "report.html").read_text(encoding="utf-8")
     assert "Worth it?" in page
     assert reason in page
-    assert page.count('<circle class="dot') == 3
-    assert page.count("ghost") - page.count(".ghost") == 1
+    assert page.count('<circle class="dot') == 2 * 3  # Against mIoU and against size.
+    assert page.count("ghost") - page.count(".ghost") == 2
     assert reason in (run / "report.md").read_text(encoding="utf-8").replace("\\", "")
 
 
@@ -228,12 +322,18 @@ def test_odd_facts_of_a_manifest_are_passed_over(tmp_path: Path, facts: Any) -> 
     assert found[1].advice.endswith("it is 2.0x slower than onnx-fp32.")
 
 
-_NAMES = r'<text x="([\d.]+)" y="([\d.]+)" text-anchor="\w+">artifact'
+_NAMES = r'<text x="([\d.]+)" y="([\d.]+)" text-anchor="(\w+)">(artifact-\d)'
 
 
-def test_names_in_a_scatter_plot_do_not_cover_each_other() -> None:
-    dots = [Dot(f"artifact-{i}", 10 + 0.1 * i, 0.5, 3.0) for i in range(8)]
-    texts = [(float(x), float(y)) for x, y in re.findall(_NAMES, scatter_plot("t", "a", dots))]
-    heights = sorted(y for _, y in texts)
-    assert len(heights) == 8
-    assert all(b - a > 5 for a, b in pairwise(heights))
+@pytest.mark.parametrize("spread", [0.1, 3.0])
+def test_names_in_a_scatter_plot_do_not_cover_each_other(spread: float) -> None:
+    dots = [Dot(f"artifact-{i}", 10 + spread * i, 0.5, 3.0) for i in range(8)]
+    plot = scatter_plot("t", "a", dots)
+    boxes = []
+    for x, y, anchor, name in re.findall(_NAMES, plot):
+        start = float(x) if anchor == "start" else float(x) - 5.5 * len(name)
+        boxes.append((start, start + 5.5 * len(name), float(y)))
+    assert len(boxes) == 8
+    for (left, right, y), (start, end, other) in combinations(boxes, 2):
+        assert right <= start or end <= left or abs(y - other) > 10
+    assert plot.count('<line class="grid" x1="') > 4  # A line leads from a dot to a far name.
