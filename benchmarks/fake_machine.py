@@ -39,7 +39,7 @@ class FakeMachine:
     launches: list[Launch] = field(default_factory=list)
 
     def __post_init__(self) -> None:
-        self._random = np.random.default_rng(self.seed)
+        self.random = np.random.default_rng(self.seed)
         self._level = 1.0
         self._burst_end, self._burst = 0.0, 1.0
 
@@ -47,9 +47,9 @@ class FakeMachine:
         """Return the time in seconds."""
         return self.now
 
-    def sample(self) -> None:
-        """Run one launch of both sides, in the order of the real sampler."""
-        biases = np.exp(self._random.normal(0, self.launch_bias, 2)) if self.launch_bias else (1, 1)
+    def sample(self) -> float:
+        """Run one launch of both sides, in the order of the real sampler; return its sampling."""
+        biases = np.exp(self.random.normal(0, self.launch_bias, 2)) if self.launch_bias else (1, 1)
         factors = (5.0 * biases[0], 5.0 * biases[1] * self.slowdown)
         sides = (Side(), Side())
         self.now += 2 * (START_S + WARM_S)
@@ -57,13 +57,15 @@ class FakeMachine:
         for pair in range(NUM_PAIRS):
             for side in order if pair % 2 == 0 else order[::-1]:
                 sides[side].blocks_ms.append(self._block(factors[side]))
-        self.launches.append(Launch(candidate=sides[1], baseline=sides[0]))
+        sampling = 2 * WARM_S + 2 * NUM_PAIRS * BLOCK_S
+        self.launches.append(Launch(sides[1], sides[0], sampling))
+        return sampling
 
     def run_alone(self, *, is_candidate: bool, calls: int) -> list[float]:
         """Return the calls of one fresh process, as a script takes them that knows no gate."""
         latency = 5.0 * (self.slowdown if is_candidate else 1.0)
         if self.launch_bias:
-            latency *= float(np.exp(self._random.normal(0, self.launch_bias)))
+            latency *= float(np.exp(self.random.normal(0, self.launch_bias)))
         self.now += START_S + WARM_S
         found = []
         for _ in range(calls):
@@ -80,14 +82,14 @@ class FakeMachine:
 
     def _trouble(self, step: float) -> float:
         """Return the factor of one call that takes `step` seconds."""
-        if self._random.random() < self.steps * step:
-            self._level = float(self._random.uniform(1.0, 1.5))
-        if self._random.random() < self.bursts * step:
-            self._burst_end = self.now + float(self._random.uniform(0.05, 1.0))
-            self._burst = float(self._random.uniform(1.3, 3.0))
+        if self.random.random() < self.steps * step:
+            self._level = float(self.random.uniform(1.0, 1.5))
+        if self.random.random() < self.bursts * step:
+            self._burst_end = self.now + float(self.random.uniform(0.05, 1.0))
+            self._burst = float(self.random.uniform(1.3, 3.0))
         wave = 1 + self.drift * self.now + 10 * self.drift * math.sin(self.now / 7)
         deviation = (
-            self._random.normal() if math.isinf(self.tails) else self._random.standard_t(self.tails)
+            self.random.normal() if math.isinf(self.tails) else self.random.standard_t(self.tails)
         )
         noise = math.exp(min(3.0, self.noise * abs(float(deviation))))
         return self._level * wave * noise * (self._burst if self.now < self._burst_end else 1.0)

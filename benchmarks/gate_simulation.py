@@ -47,9 +47,9 @@ def run_gate(machine: FakeMachine, budget_s: float) -> Verdict:
     limits = GateLimits(latency=LIMIT)
     verdict = Verdict.INCONCLUSIVE
 
-    def is_decided(alpha: float) -> bool:
+    def is_decided(share: float) -> bool:
         nonlocal verdict
-        verdict = judge_launches(machine.launches, limits, alpha)[0].verdict
+        verdict = judge_launches(machine.launches, limits, share)[0].verdict
         return verdict is not Verdict.INCONCLUSIVE
 
     run_looks(machine.sample, is_decided, budget_s, machine.clock)

@@ -29,8 +29,9 @@ from segdeploy.core.folder import ModelFolder
 
 BLOCK_S = 0.1
 WARM_UP_S = 0.1
-NUM_PAIRS = 4
-"""Blocks of each side in a launch: A B, B A, A B, B A."""
+NUM_PAIRS = 2
+"""Blocks of each side in a launch: A B, B A. With four, half as many launches fit into a time, and
+the interval was wider by a quarter."""
 _OPEN_LIMIT_S = 600.0
 _PATIENCE = 20.0  # A candidate may take so many times what the baseline took, and GRACE_S beyond.
 GRACE_S = 20.0
@@ -56,21 +57,30 @@ class Side:
 
 @dataclass
 class Launch:
-    """One launch: the candidate, and the baseline beside it (None where it is a stored result)."""
+    """One launch: the candidate, and the baseline beside it (None where it is a stored result).
+
+    `sampling_s` is the time that warm-up and blocks took, in seconds.
+    """
 
     candidate: Side
     baseline: Side | None = None
+    sampling_s: float = 0.0
 
 
 @dataclass(frozen=True, kw_only=True)
 class PairPlan:
-    """How a launch is run; `size` is (H, W), `streams` 0 leaves throughput out."""
+    """How a launch is run.
+
+    `size` is (H, W); `streams` 0 leaves throughput out; `one_by_one` starts a process only when the
+    other one is open, so that neither disturbs the other's cold start.
+    """
 
     size: tuple[int, int]
     batch_size: int = 1
     threads: int = 1
     device: str = "cpu"
     streams: int = 0
+    one_by_one: bool = False
 
 
 Start = Callable[[ModelFolder, int, float], BenchChild]
@@ -122,15 +132,22 @@ class PairSampler:
             CandidateBrokenError: If the candidate crashed, hung or failed.
             SegDeployError: If the baseline did, or a runtime is missing here.
         """
+        # The baseline first in the first launch: it says how long an answer may take.
+        order = [False, True] if len(self.launches) % 2 == 0 else [True, False]
         with ExitStack() as stack:
-            workers = []
-            # The baseline first in the first launch: it says how long an answer may take.
-            for is_candidate in (False, True) if len(self.launches) % 2 == 0 else (True, False):
-                if is_candidate in self._files:
-                    worker = stack.enter_context(self._start_worker(is_candidate=is_candidate))
-                    workers.append(worker)
-                    worker.open(self._files[is_candidate])
-                    self._note(worker)
+            workers = [
+                stack.enter_context(self._create_worker(is_candidate=side))
+                for side in order
+                if side in self._files
+            ]
+            together = bool(self.launches) and not self._plan.one_by_one
+            for worker in workers if together else ():
+                worker.start(self._limit_s(worker))
+            for worker in workers:
+                if not together:
+                    worker.start(self._limit_s(worker))
+                worker.open(self._files[worker.is_candidate])
+                self._note(worker)
             _alternate(workers, _Worker.sample)
             if self._plan.streams:
                 _alternate(workers, _Worker.measure_throughput)
@@ -138,19 +155,22 @@ class PairSampler:
                 worker.finish()
                 self._note(worker)
         sides = {worker.is_candidate: worker.side for worker in workers}
-        launch = Launch(sides[True], sides.get(False))
+        launch = Launch(sides[True], sides.get(False), sum(worker.sampling_s for worker in workers))
         self.launches.append(launch)
         return launch
 
-    def _start_worker(self, *, is_candidate: bool) -> _Worker:
+    def _create_worker(self, *, is_candidate: bool) -> _Worker:
         folder = self._candidate if is_candidate else self._baseline
         if folder is None:
             raise RuntimeError("no baseline to start")  # Cannot be: it has no file either.
-        limit_s = _OPEN_LIMIT_S
-        if is_candidate and self._baseline is not None:
-            limit_s = GRACE_S + _PATIENCE * self._longest_s
         start = self._start if is_candidate else BenchChild
-        return _Worker(folder, self._plan, start, limit_s, is_candidate=is_candidate)
+        return _Worker(folder, self._plan, start, is_candidate=is_candidate)
+
+    def _limit_s(self, worker: _Worker) -> float:
+        """Return how long an answer may take: the baseline has all the time it needs."""
+        if worker.is_candidate and self._baseline is not None:
+            return GRACE_S + _PATIENCE * self._longest_s
+        return _OPEN_LIMIT_S
 
     def _note(self, worker: _Worker) -> None:
         if not worker.is_candidate:
@@ -159,7 +179,7 @@ class PairSampler:
 
 
 def _alternate(workers: Sequence[_Worker], step: Callable[[_Worker], None]) -> None:
-    """Let each work in turn, the others stopped: A B, B A, A B, B A."""
+    """Let each work in turn, the others stopped: A B, B A."""
     for pair in range(NUM_PAIRS):
         for worker in workers if pair % 2 == 0 else workers[::-1]:
             with worker.awake():
@@ -170,23 +190,32 @@ class _Worker:
     """One process of one launch; stopped but where it is asked."""
 
     def __init__(
-        self, folder: ModelFolder, plan: PairPlan, start: Start, limit_s: float,
-        *, is_candidate: bool,
-    ) -> None:  # fmt: skip
-        self._plan = plan
-        self._started = monotonic()
-        self._path = str(folder.path.resolve())
+        self, folder: ModelFolder, plan: PairPlan, start: Start, *, is_candidate: bool
+    ) -> None:
+        self._folder, self._plan, self._start = folder, plan, start
         self.is_candidate = is_candidate
         self.longest_s = 0.0
         self.runtime: dict[str, Any] = {}
         self.side = Side()
-        self._child = start(folder, plan.threads, limit_s)
+        self.sampling_s = 0.0
+        self._started: BenchChild | None = None
 
     def __enter__(self) -> Self:
         return self
 
     def __exit__(self, *error: object) -> None:
-        self._child.stop()
+        if self._started is not None:
+            self._started.stop()
+
+    def start(self, limit_s: float) -> None:
+        """Start the process, whose answers may take so many seconds each."""
+        self._started = self._start(self._folder, self._plan.threads, limit_s)
+
+    @property
+    def _child(self) -> BenchChild:
+        if self._started is None:
+            raise RuntimeError("the worker was not started")  # Cannot be: `sample` starts all.
+        return self._started
 
     @contextmanager
     def awake(self) -> Iterator[None]:
@@ -201,27 +230,33 @@ class _Worker:
         """Start up to the first inference, and warm up."""
         plan = self._plan
         answer = self._ask(
-            "open", path=self._path, device=plan.device, threads=plan.threads, batch=str(batch),
-            end_to_end=False,
+            "open", path=str(self._folder.path.resolve()), device=plan.device,
+            threads=plan.threads, batch=str(batch), end_to_end=False,
         )  # fmt: skip
-        self.side.cold_start_ms = 1000 * (monotonic() - self._started)
+        self.side.cold_start_ms = answer["cold_start_ms"]["total"]
         self.runtime = answer["runtime"]
-        self._ask("sample", seconds=WARM_UP_S)
+        self._sample("sample", seconds=WARM_UP_S)
         self._child.pause()
 
     def sample(self) -> None:
         """Run a block."""
-        self.side.blocks_ms.append(self._ask("sample", seconds=BLOCK_S)["samples_ms"])
+        self.side.blocks_ms.append(self._sample("sample", seconds=BLOCK_S)["samples_ms"])
 
     def measure_throughput(self) -> None:
         """Run a block of several streams at once."""
-        found = self._ask("throughput", seconds=BLOCK_S, streams=self._plan.streams)
+        found = self._sample("throughput", seconds=BLOCK_S, streams=self._plan.streams)
         self.side.throughput_img_s.append(found["images"] / found["seconds"])
 
     def finish(self) -> None:
         """Free the session and note the peak memory."""
         with self.awake():
             self.side.memory_mib = self._ask("finish")["peak_memory_mib"]
+
+    def _sample(self, do: str, **details: Any) -> dict[str, Any]:
+        start = monotonic()
+        answer = self._ask(do, **details)
+        self.sampling_s += monotonic() - start
+        return answer
 
     def _ask(self, do: str, **details: Any) -> dict[str, Any]:
         start = monotonic()

@@ -52,7 +52,7 @@ def gate(
         bool,
         typer.Option(
             "--allow-different-machine",
-            help="Compare with a bench.json of another machine; never fails.",
+            help="Compare with a bench.json of another machine; its speed fails nothing.",
         ),
     ] = False,
     save: Annotated[bool, typer.Option(help="Write gate.json into the candidate.")] = True,
@@ -66,6 +66,7 @@ def gate(
     from segdeploy.frameworks.progress import progress_bars
     from segdeploy.workflows.gate import BUDGET_S, GatePlan
     from segdeploy.workflows.gate import gate as run_gate
+    from segdeploy.workflows.summary import check_outputs
 
     table = _read_table(config)
     plan = GatePlan(
@@ -74,12 +75,13 @@ def gate(
         threads=threads,
         device=device,
         budget_s=parse_seconds(budget or table.get("budget", BUDGET_S)),
-        streams=int(table.get("streams", 1)) if streams is None else streams,
+        streams=_whole(table.get("streams", 1)) if streams is None else streams,
         data=data,
         check_parity=parity,
         allow_different_machine=allow_different_machine,
     )
     limits = _parse_limits(table, max_slowdown, limit or [])
+    check_outputs(junit, summary)
     with progress_bars() as advance:
         result = run_gate(
             baseline, candidate, plan=plan, limits=limits, save=save,
@@ -109,6 +111,12 @@ def _read_table(config: Path | None) -> dict[str, Any]:
     if table:
         say(f"limits of {path}")
     return table
+
+
+def _whole(value: object) -> int:
+    if not isinstance(value, int) or isinstance(value, bool):
+        raise ConfigError(f"streams = {value!r} is no whole number.")
+    return value
 
 
 def _parse_limits(table: dict[str, Any], max_slowdown: str | None, limits: list[str]) -> GateLimits:

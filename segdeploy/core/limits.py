@@ -6,6 +6,7 @@ metric without a limit is not measured.
 
 from __future__ import annotations
 
+import difflib
 import re
 from collections.abc import Mapping
 from dataclasses import dataclass, fields
@@ -14,7 +15,9 @@ from typing import Any
 from segdeploy.core.errors import ConfigError
 
 DEFAULT_SLOWDOWN = 0.05
-_LARGEST = 10.0  # Ten times slower: above it a limit is a slip of the pen (5 instead of 5%).
+OTHER_SETTINGS = ("baseline", "budget", "streams")
+"""What else stands in `[gate]` of segdeploy.toml."""
+_LARGEST = 10.0  # Eleven times as slow.
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -40,7 +43,7 @@ class GateLimits:
             )
         for name, value in limits.items():
             largest = 100.0 if name == "mean_iou" else _LARGEST
-            least = value == 0 and name in {"size", "mean_iou", "memory"}
+            least = value == 0 and name in {"size", "mean_iou"}  # Others vary by themselves.
             if value is not None and not (least or 0 < value <= largest):
                 raise ConfigError(
                     f"The limit of {name} must be above 0 and at most {largest:g}, found {value}.",
@@ -49,12 +52,20 @@ class GateLimits:
 
     @classmethod
     def from_table(cls, table: Mapping[str, Any]) -> GateLimits:
-        """Read the limits of a TOML table; other keys of it are not looked at.
+        """Read the limits of a table, which may hold OTHER_SETTINGS too.
 
         Raises:
-            ConfigError: If one cannot be read.
+            ConfigError: If one cannot be read, or a key is unknown: a gate that dropped a limit
+                whose name was misspelt would pass everything.
         """
-        names = {each.name for each in fields(cls)}
+        names = [each.name for each in fields(cls)]
+        for key in table:
+            if key not in names and key not in OTHER_SETTINGS:
+                near = difflib.get_close_matches(str(key), names, 1)
+                raise ConfigError(
+                    f"A gate has no limit '{key}'.",
+                    hint=f"Did you mean '{near[0]}'?" if near else f"Known: {', '.join(names)}.",
+                )
         found = {key: value for key, value in table.items() if key in names}
         return cls(
             **{
@@ -68,8 +79,18 @@ def parse_share(value: object, name: str = "limit") -> float | None:
     """Return `5%` or 0.05 as a share; `off` and False as None.
 
     Raises:
-        ConfigError: If it is none of these.
+        ConfigError: If it is none of these. 5 is none: five times slower is written `500%`.
     """
+    found = _parse_number(value, name)
+    if found is not None and found >= 1 and "%" not in str(value):
+        raise ConfigError(
+            f"{name} = {value} would be {100 * found:g} %.",
+            hint=f'Write "{found:g}%" or, if it is meant, "{100 * found:g}%".',
+        )
+    return found
+
+
+def _parse_number(value: object, name: str) -> float | None:
     if value is False or value == "off":
         return None
     if isinstance(value, (int, float)) and not isinstance(value, bool):
@@ -86,7 +107,7 @@ def parse_points(value: object) -> float | None:
         raise ConfigError(
             f"mean_iou = {value!r} is a share.", hint="Write points of mIoU, e.g. 0.5."
         )
-    return parse_share(value, "mean_iou")
+    return _parse_number(value, "mean_iou")
 
 
 def parse_seconds(value: object, name: str = "budget") -> float:

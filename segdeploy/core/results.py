@@ -108,7 +108,7 @@ class EvalResult:
     `tta` ({"scales", "flip"}) and `sliding_window` ({"size", "overlap"}) say how images were run,
     if not as a whole and once; `threshold` is the probability above which a binary or multilabel
     model says yes, if not 0.5. `instances` has, by IoU type, COCO's twelve numbers in [0, 1] (`ap`
-    to `ar_large`) and `class_ap`.
+    to `ar_large`) and `class_ap`. `artifact` is the digest of the folder that was evaluated.
     """
 
     target: str
@@ -127,6 +127,7 @@ class EvalResult:
     sliding_window: dict[str, Any] | None = None
     threshold: float | None = None
     instances: dict[str, dict[str, Any]] | None = None
+    artifact: str | None = None
     worst: list[ImageScore] = field(default_factory=list)
     best: list[ImageScore] = field(default_factory=list)
     images: list[ImageScore] = field(default_factory=list)
@@ -239,6 +240,7 @@ class EvalResult:
             "sliding_window": self.sliding_window,
             "threshold": self.threshold,
             "instances": self.instances,
+            "artifact": self.artifact,
             "worst": msgspec.to_builtins(self.worst),
             "best": msgspec.to_builtins(self.best),
         }
@@ -249,7 +251,7 @@ class EvalResult:
         interval, by_name = plain.get("mean_iou_ci"), plain.get("class_iou_ci")
         names = (
             "mae", "max_f", "class_boundary_iou", "class_boundary_f", "tta", "sliding_window",
-            "threshold", "instances",
+            "threshold", "instances", "artifact",
         )  # fmt: skip
         others: dict[str, Any] = {name: plain.get(name) for name in names}
         return cls(

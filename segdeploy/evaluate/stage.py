@@ -215,6 +215,7 @@ def _result(folder: ModelFolder, dataset: Dataset, tally: Tally, job: Job) -> Ev
         tta=None if job.tta is None else job.tta.to_dict(),
         sliding_window=None if job.window is None else job.window.to_dict(),
         threshold=job.threshold,
+        artifact=manifest.digest,
         instances=(
             score_instances(dataset, tally.found, job.wanted.instances)
             if job.wanted.instances

@@ -4,10 +4,11 @@ The unit is a launch: two processes of identical code differ by more than the bl
 that only launches tell how far a ratio can be trusted. Everything is a logarithm of a ratio here:
 slower and faster are symmetric, and drifts that hit both sides alike vanish.
 
-The estimate is the Hodges-Lehmann location (1963, Ann. Math. Stat. 34): as robust as a median
-against the launch that somebody disturbed, and almost as sharp as a mean. Its standard error comes
-from a bootstrap over launches (Efron 1979), widened by sqrt(n / (n - 1)) and Student's t, since the
-plain percentile interval of five launches is far too narrow (Hesterberg 2015, Am. Stat. 69).
+The estimate is the interquartile mean of all pairs of blocks: a quarter of them may be disturbed on
+either side, and on a busy host one in eight is, by 10 % and more. Its standard error comes from a
+bootstrap that draws whole launches (Efron 1979; of clusters: Davison and Hinkley 1997, 3.8),
+widened by sqrt(n / (n - 1)) and Student's t, since the plain percentile interval of five launches
+is far too narrow (Hesterberg 2015, Am. Stat. 69).
 
 Looking several times must not raise the error: it is spent over the looks by a function of the
 share of the planned launches (Lan and DeMets 1983, Biometrika 70; Pocock's form), and each look
@@ -18,7 +19,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 from numpy.typing import NDArray
@@ -26,8 +27,9 @@ from numpy.typing import NDArray
 from segdeploy.core.gate import Verdict
 from segdeploy.measure.student import t_quantile
 
-ALPHA = 0.02
-"""Two-sided error over all looks: 1 % false regressions and 1 % false passes at the most."""
+FALSE_ALARM, FALSE_PASS = 0.01, 0.025
+"""Errors over all looks: of an interval's lower end (a false regression needs one, and a chance
+estimate beyond the limit as well), and of its upper end (a slowdown of just the limit passes)."""
 LEAST_LAUNCHES, MOST_LOOKS = 5, 5
 _POWER = 0.8
 _RESAMPLES = 500
@@ -55,31 +57,36 @@ class Look:
     more_launches: int | None = None
 
 
-def launch_ratio(baseline_ms: Sequence[float], candidate_ms: Sequence[float]) -> float:
-    """Return one launch's log ratio from the medians of its blocks, in the order they were run.
+def pair_ratios(baseline_ms: Sequence[float], candidate_ms: Sequence[float]) -> list[float]:
+    """Return a launch's log ratios of the medians of its blocks, in the order they were run.
 
-    Block i of one side ran next to block i of the other. The median over these pairs does not care
-    about a burst that hit one block; a steady drift changes sign from pair to pair in ABBA order.
+    Block i of one side ran next to block i of the other; a steady drift changes its sign from pair
+    to pair in ABBA order.
 
     Raises:
         ValueError: If the numbers of blocks differ, there is none, or a time is not positive.
     """
     pairs = list(zip(baseline_ms, candidate_ms, strict=True))
-    return float(np.median([math.log(candidate / baseline) for baseline, candidate in pairs]))
+    if not pairs:
+        raise ValueError("no blocks")
+    return [math.log(candidate / baseline) for baseline, candidate in pairs]
 
 
-def locate(logs: Sequence[float], *, seed: int = 0) -> Location:
-    """Return the location of at least two values, one per launch."""
-    values = np.asarray(logs, dtype=np.float64)
-    if values.size < 2:
+def locate(launches: Sequence[Sequence[float]], *, seed: int = 0) -> Location:
+    """Return the location of values in launches of equal size, two launches at least."""
+    values = np.asarray(launches, dtype=np.float64)
+    count = len(values)
+    if count < 2:
         raise ValueError("one launch says nothing about the next")
-    draws = np.random.default_rng(seed).integers(0, values.size, (_RESAMPLES, values.size))
-    error = float(np.std(_hodges_lehmann(values[draws])))
-    widened = error * math.sqrt(values.size / (values.size - 1))
-    return Location(float(_hodges_lehmann(values[None])[0]), widened, values.size - 1)
+    draws = np.random.default_rng(seed).integers(0, count, (_RESAMPLES, count))
+    error = float(np.std(_interquartile_mean(values[draws].reshape(_RESAMPLES, -1))))
+    widened = error * math.sqrt(count / (count - 1))
+    return Location(float(_interquartile_mean(values.reshape(1, -1))[0]), widened, count - 1)
 
 
-def locate_difference(baseline: Sequence[float], candidate: Sequence[float]) -> Location:
+def locate_difference(
+    baseline: Sequence[Sequence[float]], candidate: Sequence[Sequence[float]]
+) -> Location:
     """Return candidate minus baseline of launches that did not run side by side.
 
     A baseline of a single launch is given the spread of the candidate's launches: its own bias is
@@ -87,8 +94,8 @@ def locate_difference(baseline: Sequence[float], candidate: Sequence[float]) -> 
     """
     own = locate(candidate)
     if len(baseline) < 2:
-        spread = float(np.std(np.asarray(candidate), ddof=1))
-        other = Location(float(baseline[0]), spread, own.degrees)
+        spread = float(np.std(np.median(np.asarray(candidate), axis=1), ddof=1))
+        other = Location(float(np.median(baseline[0])), spread, own.degrees)
     else:
         other = locate(baseline, seed=1)
     return Location(
@@ -98,24 +105,26 @@ def locate_difference(baseline: Sequence[float], candidate: Sequence[float]) -> 
     )
 
 
-def _hodges_lehmann(samples: Logs) -> Logs:
-    """Return the median of all pairwise means of each row."""
-    first, second = np.triu_indices(samples.shape[-1])
-    found: Logs = np.median((samples[..., first] + samples[..., second]) / 2, axis=-1)
+def _interquartile_mean(samples: Logs) -> Logs:
+    """Return the mean of the middle half of each row."""
+    rows = np.sort(samples, axis=-1)
+    cut = rows.shape[-1] // 4
+    found: Logs = rows[..., cut : rows.shape[-1] - cut].mean(axis=-1)
     return found
 
 
-def judge_look(location: Location, limit: float, alpha: float) -> Look:
-    """Return what is known when an error of `alpha` (two-sided) may be spent on this look.
+def judge_look(location: Location, limit: float, share: float) -> Look:
+    """Return what is known when a share of the errors may be spent on this look.
 
     Args:
         location: The log ratio, more is worse.
         limit: Largest allowed growth, 0.05 = 5 %.
-        alpha: In (0, 1).
+        share: Of FALSE_ALARM and FALSE_PASS, in (0, 1].
     """
     bound = math.log1p(limit)
-    half = t_quantile(1 - alpha / 2, location.degrees) * location.error
-    low, high = location.value - half, location.value + half
+    half = t_quantile(1 - share * FALSE_ALARM, location.degrees) * location.error
+    above = t_quantile(1 - share * FALSE_PASS, location.degrees) * location.error
+    low, high = location.value - half, location.value + above
     power = t_quantile(_POWER, location.degrees) * location.error
     look = Look(
         _verdict(location.value, low, high, bound),
@@ -126,7 +135,7 @@ def judge_look(location: Location, limit: float, alpha: float) -> Look:
     )
     if look.verdict is not Verdict.INCONCLUSIVE:
         return look
-    return Look(**{**look.__dict__, "more_launches": _more(location, half, bound)})
+    return replace(look, more_launches=_more(location, half, above, bound))
 
 
 def _verdict(value: float, low: float, high: float, bound: float) -> Verdict:
@@ -137,52 +146,64 @@ def _verdict(value: float, low: float, high: float, bound: float) -> Verdict:
     return Verdict.PASS if high <= bound else Verdict.INCONCLUSIVE
 
 
-def _more(location: Location, half: float, bound: float) -> int:
-    """Return about how many launches more would decide, if the estimate stayed where it is."""
+def _more(location: Location, below: float, above: float, bound: float) -> int:
+    """Return about how many launches more would decide, if the estimate stayed where it is.
+
+    Args:
+        location: The log ratio.
+        below: How far the interval reaches below it.
+        above: How far above.
+        bound: The logarithm of the limit.
+    """
     launches = location.degrees + 1
-    gap = location.value if location.value >= bound else bound - location.value
+    is_slow = location.value >= bound
+    half, gap = (below, location.value) if is_slow else (above, bound - location.value)
     needed = launches * (half / gap) ** 2 if gap > 0 else math.inf
     return max(1, math.ceil(min(needed, 1e6)) - launches)
 
 
-def spend_alpha(alpha: float, share: float) -> float:
-    """Return the error that may be spent once `share` (0 to 1) of the launches is in."""
-    return alpha * math.log(1 + (math.e - 1) * min(1.0, share))
+def spend(share: float) -> float:
+    """Return the share of the errors that may be spent once a share of the launches is in."""
+    return math.log(1 + (math.e - 1) * min(1.0, share))
 
 
 def run_looks(
-    sample: Callable[[], object],
+    sample: Callable[[], float],
     is_decided: Callable[[float], bool],
     budget_s: float,
     clock: Callable[[], float],
-    *,
-    alpha: float = ALPHA,
 ) -> int:
     """Sample launches and look at them until it is decided or the time is up; return the looks.
 
     The least number of launches is run whatever the budget. How many fit is known after these; no
-    launch is begun that would not fit.
+    launch is begun that would not fit. The budget is of sampling; starting processes comes on top,
+    and may double it at the most.
 
     Args:
-        sample: Runs one launch of both sides.
-        is_decided: Looks at all launches so far, with the error that this look may spend.
-        budget_s: Seconds for everything.
+        sample: Runs one launch of both sides; returns the seconds of it that were sampling.
+        is_decided: Looks at all launches so far; gets the share of the errors that it may spend.
+        budget_s: Seconds of sampling.
         clock: Seconds since any moment.
-        alpha: The error to spend in all.
     """
-    start = clock()
+    start, sampled = clock(), 0.0
     for _ in range(LEAST_LAUNCHES):
-        sample()
+        sampled += sample()
     done, looks, spent = LEAST_LAUNCHES, 0, 0.0
-    planned = max(done, int(budget_s * done / max(1e-9, clock() - start)))
+
+    def fit() -> int:
+        """Return how many launches the time is enough for, as they went so far."""
+        used = max(sampled, (clock() - start) / 2, 1e-9)
+        return int(budget_s * done / used + 1e-9)
+
+    planned = max(done, fit())
     goals = sorted({round(goal) for goal in np.linspace(done, planned, MOST_LOOKS)})
     for goal in goals:
-        while done < goal and (clock() - start) * (done + 1) / done <= budget_s:
-            sample()
+        while done < goal and fit() > done:
+            sampled += sample()
             done += 1
         looks += 1
         is_last = done < goal or goal == goals[-1]
-        total = alpha if is_last else spend_alpha(alpha, done / planned)
+        total = 1.0 if is_last else spend(done / planned)
         if is_decided(total - spent) or is_last:
             break
         spent = total

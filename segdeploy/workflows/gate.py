@@ -13,7 +13,7 @@ from __future__ import annotations
 
 import math
 import os
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from time import monotonic, sleep
@@ -26,7 +26,6 @@ from segdeploy.bench.pairs import (
     Launch,
     PairPlan,
     PairSampler,
-    Side,
     Start,
 )
 from segdeploy.core.errors import ArtifactError, ConfigError
@@ -38,12 +37,12 @@ from segdeploy.core.session import check_device
 from segdeploy.measure import describe_environment, usable_cores
 from segdeploy.measure.noise import busy_seconds, load_warnings
 from segdeploy.measure.sequential import run_looks
-from segdeploy.workflows.gate_metrics import describe_ratio, judge_files, judge_launches
+from segdeploy.workflows.gate_metrics import Decisions, count_measured, judge_files
 from segdeploy.workflows.gate_parity import check_candidate
 from segdeploy.workflows.gate_stored import StoredBaseline, is_stored
 
 RESULT = "gate.json"
-BUDGET_S = 60.0
+BUDGET_S, MOST_S = 60.0, 86_400.0
 _WATCH_S = 0.3
 
 Progress = Callable[[float], None]
@@ -58,7 +57,8 @@ class GatePlan:
         batch_size: Images per call.
         threads: Of each runtime; None takes the cores that nobody else keeps busy.
         device: `cpu` or `cuda`.
-        budget_s: Seconds of measuring; five launches a side are run in any case.
+        budget_s: Seconds of sampling; five launches a side are run in any case. Starting processes
+            comes on top, and may double it.
         streams: How many calls at once where throughput is limited.
         data: `name:root` whose images parity is checked on.
         check_parity: Whether the candidate's answers are compared before the timing.
@@ -85,8 +85,8 @@ class GatePlan:
             raise ConfigError(f"The number of threads must be in 1..1024, found {self.threads}.")
         if not 1 <= self.streams <= 256:
             raise ConfigError(f"The number of streams must be in 1..256, found {self.streams}.")
-        if not 0 < self.budget_s <= 86_400:
-            raise ConfigError(f"The budget must be in 0..86400 s, found {self.budget_s:g}.")
+        if not 0 < self.budget_s <= MOST_S:
+            raise ConfigError(f"The budget must be in 0..{MOST_S:.0f} s, found {self.budget_s:g}.")
         check_device(self.device)
 
 
@@ -119,9 +119,9 @@ def gate(
     """
     plan, limits = plan or GatePlan(), limits or GateLimits()
     found = load_folder(candidate)
-    if save and not os.access(found.path, os.W_OK):
+    if save and (not os.access(found.path, os.W_OK) or (found.path / RESULT).is_dir()):
         raise ArtifactError(
-            f"Cannot write {RESULT} into {found.path}: no permission.",
+            f"Cannot write {RESULT} into {found.path}.",
             hint="Give --no-save to measure without writing.",
         )
     stored = StoredBaseline.load(baseline) if is_stored(baseline) else None
@@ -159,7 +159,6 @@ class _Run:
         self._environment = self._describe()
         self._metrics: list[MetricVerdict] = []
         self._looks = 0
-        self._measured_s = 0.0
         self._launches: list[Launch] = []
 
     def _describe(self) -> dict[str, Any]:
@@ -233,34 +232,43 @@ class _Run:
             threads=self._environment["threads"],
             device=self._plan.device,
             streams=self._plan.streams if self._limits.throughput is not None else 0,
+            one_by_one=self._limits.cold_start is not None,
         )
 
     def _measure(self, plan: PairPlan) -> None:
         """Sample launches until each metric is decided."""
-        if not _has_measured(self._limits):
+        if not count_measured(self._limits):
             return
-        stored: Sequence[Side] = self._stored.sides if self._stored else ()
-        began, budget_s = monotonic(), self._plan.budget_s
+        decisions = Decisions(self._limits, self._stored.sides if self._stored else ())
+        budget_s = self._plan.budget_s
 
-        def is_decided(alpha: float) -> bool:
+        def is_decided(share: float) -> bool:
             self._looks += 1
-            self._metrics = judge_launches(self._launches, self._limits, alpha, stored)
-            open_ones = [m for m in self._metrics if m.verdict is Verdict.INCONCLUSIVE]
-            return all(metric.ratio is None for metric in open_ones)
+            is_over = decisions.look(self._launches, share)
+            self._metrics = decisions.metrics
+            return is_over
 
         with PairSampler(self._baseline, self._candidate, plan, start=self._start) as sampler:
             self._launches = sampler.launches
 
-            def sample() -> None:
-                sampler.sample()
-                self._progress(min(1.0, (monotonic() - began) / budget_s))
+            def sample() -> float:
+                launch = sampler.sample()
+                if self._stored and len(sampler.launches) == 1:
+                    self._check_runtime(self._stored, sampler.runtime["candidate"])
+                self._progress(min(1.0, len(sampler.launches) * launch.sampling_s / budget_s))
+                return launch.sampling_s
 
             try:
                 run_looks(sample, is_decided, budget_s, monotonic)
             finally:
-                self._environment["runtime"] = sampler.runtime
-                self._measured_s = monotonic() - began
+                self._environment["runtimes"] = sampler.runtime
         self._progress(1.0)
+
+    def _check_runtime(self, stored: StoredBaseline, runtime: dict[str, Any]) -> None:
+        """Compare with the baseline's machine again, now that the runtime's version is known."""
+        self._environment["different_machine"] = stored.compare_machine(
+            {**self._environment, "runtime": runtime}, allow=self._plan.allow_different_machine
+        )
 
     def _conclude(self) -> tuple[Verdict, str]:
         if self._environment.get("different_machine"):
@@ -270,7 +278,8 @@ class _Run:
         reason = f"{deciding.name}: {deciding.reason}"
         if deciding.more_launches is not None:
             share = 1 + deciding.more_launches / len(self._launches)
-            reason += f" (--budget {math.ceil(share * self._measured_s)}s)"
+            seconds = math.ceil(share * sum(each.sampling_s for each in self._launches))
+            reason += f" (--budget {seconds}s)" if seconds <= MOST_S else " (no budget will)"
         return verdict, reason
 
 
@@ -280,10 +289,6 @@ def _unjudged(metric: MetricVerdict) -> MetricVerdict:
         return metric
     reason = f"not judged, the baseline is another machine's: {metric.reason}"
     return replace(metric, verdict=Verdict.PASS, reason=reason, more_launches=None)
-
-
-def _has_measured(limits: GateLimits) -> bool:
-    return any((limits.latency, limits.throughput, limits.memory is not None, limits.cold_start))
 
 
 def free_cores() -> tuple[int, float]:
@@ -301,6 +306,3 @@ def free_cores() -> tuple[int, float]:
     busy = 0.0 if after is None else (after - before) / (monotonic() - start)
     idle = (os.cpu_count() or 1) - busy
     return max(1, min(usable, round(idle))), busy
-
-
-__all__ = ["GatePlan", "describe_ratio", "free_cores", "gate"]

@@ -10,20 +10,21 @@ import math
 import statistics
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 from segdeploy.bench.pairs import Launch, Side
-from segdeploy.core.errors import ConfigError
+from segdeploy.core.errors import ArtifactError, ConfigError
 from segdeploy.core.folder import ModelFolder
 from segdeploy.core.gate import MetricVerdict, Verdict
 from segdeploy.core.limits import GateLimits
-from segdeploy.core.results import read_result
+from segdeploy.core.results import EvalResult, read_result
 from segdeploy.measure.sequential import (
     Location,
     Look,
     judge_look,
-    launch_ratio,
     locate,
     locate_difference,
+    pair_ratios,
 )
 
 Blocks = Callable[[Side], list[float]]
@@ -56,10 +57,41 @@ _MEASURED = (
 )
 
 
+def count_measured(limits: GateLimits) -> int:
+    """Return how many of the limited metrics vary from launch to launch."""
+    return sum(getattr(limits, metric.name) is not None for metric in _MEASURED)
+
+
+class Decisions:
+    """What is known of each metric, look by look.
+
+    The error of a look is shared by the metrics, so that it bounds the whole gate's. What was
+    decided stays decided, or the next look's smaller share would take it back; a regression ends
+    the gate.
+
+    Args:
+        limits: Largest growths.
+        stored: The baseline's launches where they were run earlier.
+    """
+
+    def __init__(self, limits: GateLimits, stored: Sequence[Side] = ()) -> None:
+        self._limits, self._stored = limits, stored
+        self.metrics: list[MetricVerdict] = []
+
+    def look(self, launches: Sequence[Launch], share: float) -> bool:
+        """Judge what is open, spending a share of the errors; return whether the gate is over."""
+        share = share / count_measured(self._limits)
+        known = {m.name: m for m in self.metrics if m.verdict is not Verdict.INCONCLUSIVE}
+        found = judge_launches(launches, self._limits, share, self._stored)
+        self.metrics = [known.get(metric.name, metric) for metric in found]
+        verdicts = [metric.verdict for metric in self.metrics if metric.ratio is not None]
+        return Verdict.REGRESSION in verdicts or Verdict.INCONCLUSIVE not in verdicts
+
+
 def judge_launches(
     launches: Sequence[Launch],
     limits: GateLimits,
-    alpha: float,
+    share: float,
     stored: Sequence[Side] = (),
 ) -> list[MetricVerdict]:
     """Return a verdict for each limited metric that launches show.
@@ -67,14 +99,14 @@ def judge_launches(
     Args:
         launches: What was measured; of a stored baseline, the candidate's side alone.
         limits: Largest growths.
-        alpha: Two-sided error of the intervals.
+        share: Of the errors that the intervals may have (`measure.sequential`).
         stored: The baseline's launches where they were run earlier.
     """
     found = []
     for metric in _MEASURED:
         limit = getattr(limits, metric.name)
         if limit is not None:
-            found.append(_judge(metric, launches, stored, limit, alpha))
+            found.append(_judge(metric, launches, stored, limit, share))
     return found
 
 
@@ -83,14 +115,14 @@ def _judge(
     launches: Sequence[Launch],
     stored: Sequence[Side],
     limit: float,
-    alpha: float,
+    share: float,
 ) -> MetricVerdict:
     own = [metric.blocks(launch.candidate) for launch in launches]
     beside = [launch.baseline for launch in launches if launch.baseline is not None]
     theirs = [metric.blocks(side) for side in beside or stored]
     if not all(own) or not all(theirs) or not theirs:
         return _unknown(metric, limit)
-    look = judge_look(_locate(metric, theirs, own, is_paired=bool(beside)), limit, alpha)
+    look = judge_look(_locate(metric, theirs, own, is_paired=bool(beside)), limit, share)
     baseline, candidate = (
         statistics.median(map(statistics.median, side)) for side in (theirs, own)
     )
@@ -119,10 +151,10 @@ def _locate(
     sign = 1 if metric.grows else -1
     if is_paired:
         pairs = zip(baseline, candidate, strict=True)
-        return locate([sign * launch_ratio(theirs, own) for theirs, own in pairs])
+        return locate([[sign * r for r in pair_ratios(theirs, own)] for theirs, own in pairs])
     return locate_difference(
-        [sign * math.log(statistics.median(values)) for values in baseline],
-        [sign * math.log(statistics.median(values)) for values in candidate],
+        [[sign * math.log(statistics.median(values))] for values in baseline],
+        [[sign * math.log(statistics.median(values))] for values in candidate],
     )
 
 
@@ -188,14 +220,16 @@ def _judge_size(baseline: ModelFolder, candidate: ModelFolder, limit: float) -> 
 
 def _judge_quality(baseline: ModelFolder, candidate: ModelFolder, limit: float) -> MetricVerdict:
     """Compare the stored mIoU; the drop is in points."""
-    scores = [_quality(folder) for folder in (baseline, candidate)]
-    if scores[0][1:] != scores[1][1:]:
+    first, second = (_read_evaluation(folder) for folder in (baseline, candidate))
+    different = [name for name in first if name != "mean_iou" and first[name] != second[name]]
+    if different:
+        name = different[0]
         raise ConfigError(
-            f"The mIoU of {baseline.path} is of {scores[0][1:]} (data, images, classes), that of "
-            f"{candidate.path} of {scores[1][1:]}.",
-            hint="Run segdeploy evaluate on both with the same --data.",
+            f"The mIoU of {baseline.path} and that of {candidate.path} cannot be compared: {name} "
+            f"is {_shown(first[name])} against {_shown(second[name])}.",
+            hint="Run segdeploy evaluate on both with the same --data and options.",
         )
-    before, now = scores[0][0], scores[1][0]
+    before, now = first["mean_iou"], second["mean_iou"]
     drop = 100 * (before - now)
     return MetricVerdict(
         name="mean_iou", unit="", verdict=_exact_verdict(drop, limit), baseline=before,
@@ -204,19 +238,44 @@ def _judge_quality(baseline: ModelFolder, candidate: ModelFolder, limit: float) 
     )  # fmt: skip
 
 
-def _quality(folder: ModelFolder) -> tuple[float, str, int, int]:
-    """Return mIoU, data set, number of images and of classes of a folder's evaluation."""
-    found = read_result(folder.path / "eval.json")
-    if found is None or found.get("mean_iou") is None:
-        raise ConfigError(
-            f"{folder.path} has no eval.json with a mean IoU, but mean_iou is limited.",
-            hint=f"Run segdeploy evaluate {folder.path} --data D.",
-        )
-    data = str(found.get("data", "")).partition(":")[0]
-    return found["mean_iou"], data, int(found.get("num_images", 0)), len(found["class_iou"])
+def _read_evaluation(folder: ModelFolder) -> dict[str, Any]:
+    """Return a folder's mIoU and what must be equal for it to be compared.
+
+    The labelled pixels of each class tell one set of labels from another of the same name.
+    """
+    path = folder.path / "eval.json"
+    plain = read_result(path)
+    hint = f"Run segdeploy evaluate {folder.path} --data D."
+    if plain is None:
+        raise ConfigError(f"There is no {path}, but mean_iou is limited.", hint=hint)
+    try:
+        found = EvalResult.from_dict(plain)
+        labelled = found.confusion.sum(axis=-1).tolist()
+        mean_iou = found.mean_iou
+    except (KeyError, TypeError, ValueError, AttributeError, IndexError) as error:
+        raise ArtifactError(f"{path} is no evaluation: {error!r}.", hint=hint) from error
+    if mean_iou is None:
+        raise ConfigError(f"{path} has no mean IoU, but mean_iou is limited.", hint=hint)
+    if found.artifact not in (None, folder.manifest.digest):
+        raise ConfigError(f"{path} is the evaluation of another artifact.", hint=hint)
+    return {
+        "mean_iou": mean_iou, "data": found.data, "classes": found.classes,
+        "num_images": found.num_images, "tta": found.tta,
+        "sliding_window": found.sliding_window, "threshold": found.threshold,
+        "number of labelled pixels": labelled,
+    }  # fmt: skip
+
+
+def _shown(value: object) -> str:
+    text = str(value)
+    return text if len(text) <= _MOST_SHOWN else f"{text[:_MOST_SHOWN]}..."
 
 
 def _exact_verdict(growth: float, limit: float) -> Verdict:
-    if growth > limit:
+    """Judge what has no noise; a rounding of the last digit is not beyond the limit."""
+    if growth > limit + _ROUNDING:
         return Verdict.REGRESSION
-    return Verdict.IMPROVEMENT if growth < -limit else Verdict.PASS
+    return Verdict.IMPROVEMENT if growth < -limit - _ROUNDING else Verdict.PASS
+
+
+_ROUNDING, _MOST_SHOWN = 1e-9, 60

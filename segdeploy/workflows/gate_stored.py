@@ -7,6 +7,7 @@ launch; `measure.sequential` then takes the candidate's spread for it, and the i
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
 from dataclasses import dataclass
 from itertools import pairwise
@@ -18,7 +19,7 @@ from segdeploy.bench.pairs import PairPlan, Side
 from segdeploy.core.errors import ArtifactError, ConfigError
 from segdeploy.core.folder import ModelFolder
 from segdeploy.core.results import BenchResult, read_result
-from segdeploy.measure.fingerprint import fingerprint_difference
+from segdeploy.measure.fingerprint import fingerprint, fingerprint_difference
 
 
 def is_stored(path: Path) -> bool:
@@ -33,6 +34,8 @@ class StoredBaseline:
     path: Path
     result: BenchResult
     sides: tuple[Side, ...]
+    size: tuple[int, int]
+    threads: int
 
     @classmethod
     def load(cls, path: Path) -> StoredBaseline:
@@ -49,25 +52,14 @@ class StoredBaseline:
             )
         try:
             result = BenchResult.from_dict(plain)
-            sides = tuple(_sides(plain))
-        except (KeyError, TypeError, ValueError) as error:
+            found = cls(path, result, tuple(_sides(plain)), _size(result), _threads(result))
+            fingerprint(result.environment)
+        except (KeyError, TypeError, ValueError, AttributeError, IndexError) as error:
             raise ArtifactError(
                 f"{path} is not the result of a bench: {error!r}.",
                 hint="Give the bench.json of an artifact folder.",
             ) from error
-        return cls(path, result, sides)
-
-    @property
-    def threads(self) -> int:
-        """Of the runtime when it was measured."""
-        return int(self.result.environment["threads"])
-
-    @property
-    def size(self) -> tuple[int, int]:
-        """(H, W) of the input."""
-        shape = self.result.input_shape
-        height, width = shape[1:3] if shape[-1] == 3 else shape[2:4]
-        return height, width
+        return found
 
     def check(
         self, environment: dict[str, Any], plan: PairPlan, candidate: ModelFolder, *, allow: bool
@@ -87,14 +79,38 @@ class StoredBaseline:
                 f"{plan.size[0]}x{plan.size[1]}, batch {plan.batch_size}.",
                 hint="Give the same --size and --batch-size, or bench the baseline anew.",
             )
-        difference = fingerprint_difference(found, environment)
+        return self.compare_machine(environment, allow=allow)
+
+    def compare_machine(self, environment: dict[str, Any], *, allow: bool) -> list[str]:
+        """Return how a machine, and the runtime that ran, differ from the baseline's.
+
+        Raises:
+            ConfigError: If they differ and that is not allowed.
+        """
+        difference = fingerprint_difference(self.result.environment, environment)
         if difference and not allow:
             raise ConfigError(
                 f"{self.path} was measured elsewhere:\n  " + "\n  ".join(difference),
                 hint="Bench the baseline on this machine, or give its folder; "
-                "--allow-different-machine compares all the same, and never fails.",
+                "--allow-different-machine compares all the same, and fails nothing by it.",
             )
         return difference
+
+
+def _size(result: BenchResult) -> tuple[int, int]:
+    """Return (H, W) of the input."""
+    if len(result.input_shape) != 4:
+        raise ValueError(f"an input of shape {result.input_shape}")
+    shape = [int(side) for side in result.input_shape]
+    height, width = shape[1:3] if shape[-1] == 3 else shape[2:4]
+    return height, width
+
+
+def _threads(result: BenchResult) -> int:
+    threads = result.environment["threads"]
+    if not isinstance(threads, int) or threads < 1:
+        raise ValueError(f"{threads!r} threads")
+    return threads
 
 
 def _sides(plain: Mapping[str, Any]) -> list[Side]:
@@ -103,12 +119,26 @@ def _sides(plain: Mapping[str, Any]) -> list[Side]:
     if not samples or min(sizes) < 1 or sum(sizes) != len(samples) or min(samples) <= 0:
         raise ValueError("its samples are not those of whole launches")
     bounds = [sum(sizes[:index]) for index in range(len(sizes) + 1)]
-    cold = (plain.get("cold_start_ms") or {}).get("total")
-    memory = plain.get("peak_memory_mib")
+    memory = _each(plain, "launch_memory_mib", plain.get("peak_memory_mib"), len(sizes))
+    cold = _each(
+        plain, "cold_starts_ms", (plain.get("cold_start_ms") or {}).get("total"), len(sizes)
+    )
     return [
-        Side([samples[first:last]], memory_mib=memory, cold_start_ms=cold)
-        for first, last in pairwise(bounds)
+        Side([samples[first:last]], memory_mib=memory[index], cold_start_ms=cold[index])
+        for index, (first, last) in enumerate(pairwise(bounds))
     ]
+
+
+def _each(plain: Mapping[str, Any], name: str, single: Any, count: int) -> list[float | None]:
+    """Return a launch's value each; one value of several launches says nothing of their spread."""
+    values = plain.get(name) or [single if count == 1 else None] * count
+    plain_values = [value.get("total") if isinstance(value, dict) else value for value in values]
+    if len(plain_values) != count:
+        raise ValueError(f"{name} is not of {count} launches")
+    found = [None if value is None else float(value) for value in plain_values]
+    if any(value is not None and not 0 < value < math.inf for value in found):
+        raise ValueError(f"{name} holds what is not positive")
+    return found
 
 
 __all__ = ["StoredBaseline", "is_stored"]

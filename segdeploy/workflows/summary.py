@@ -6,7 +6,9 @@ other steps write there as well.
 
 from __future__ import annotations
 
+import errno
 import os
+import tempfile
 from collections.abc import Iterable, Sequence
 from pathlib import Path
 
@@ -20,6 +22,27 @@ _MARKS = {
     "pass": "✅", "improvement": "🚀", "regression": "❌", "broken": "❌",
 }  # fmt: skip
 _CHECKS = ("export", "verify", "evaluate", "bench", "gate")
+
+
+def check_outputs(junit: Path | None, summary: Path | None) -> None:
+    """Check that what a CI reads can be written, before any work; missing folders are made.
+
+    Afterwards it would be too late: the answer of an hour's work would end as an error.
+
+    Raises:
+        ArtifactError: If a file, or GitHub's own summary, cannot be written.
+    """
+    for file in (junit, summary):
+        if file is not None:
+            with write_errors(file):
+                if file.is_dir():
+                    raise IsADirectoryError(errno.EISDIR, "it is a folder")
+                file.parent.mkdir(parents=True, exist_ok=True)
+                with tempfile.TemporaryFile(dir=file.parent):
+                    pass  # Written beside and renamed, as `write_bytes` does.
+    if place := os.environ.get(STEP_SUMMARY):
+        with write_errors(Path(place)), Path(place).open("ab"):
+            pass
 
 
 def write_summary(text: str, file: Path | None) -> None:

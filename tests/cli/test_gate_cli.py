@@ -110,11 +110,30 @@ def test_missing_and_damaged_folders_are_refused(cli: Run, folder: str, tmp_path
     assert "damaged" in err
 
 
-@pytest.mark.parametrize("content", ["[gate", "gate = 3"])
+def test_what_cannot_be_written_is_found_before_any_work(
+    cli: Run, folder: str, tmp_path: Path
+) -> None:
+    (tmp_path / "file").write_text("")
+    for option in ("--junit", "--summary"):
+        code, _, err = cli(
+            "gate", folder, folder, *FILES_ONLY, option, str(tmp_path / "file" / "x")
+        )
+        assert code == 2
+        assert "file" in err
+        assert not (Path(folder) / "gate.json").exists()
+    new = tmp_path / "new" / "folder" / "gate.xml"
+    assert cli("gate", folder, folder, *FILES_ONLY, "--junit", str(new))[0] == 0
+    assert new.exists()
+
+
+@pytest.mark.parametrize(
+    "content",
+    ["[gate", "gate = 3", '[gate]\nstreams = "two"\nsize = "5%"', '[gate]\nlatencey = "5%"'],
+)
 def test_a_file_that_is_no_configuration_is_refused(
     content: str, cli: Run, folder: str, tmp_path: Path
 ) -> None:
     (tmp_path / "segdeploy.toml").write_text(content)
     code, _, err = cli("gate", folder, folder)
     assert code == 2
-    assert "segdeploy.toml" in err
+    assert "segdeploy.toml" in err or "streams" in err or "latencey" in err

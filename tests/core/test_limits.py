@@ -11,12 +11,31 @@ from segdeploy.core.limits import GateLimits, parse_seconds, parse_share
 
 @pytest.mark.parametrize(
     ("text", "share"),
-    [("5%", 0.05), (" 12.5 % ", 0.125), (0.05, 0.05), ("0.05", 0.05), (".5%", 0.005), (1, 1.0),
+    [("5%", 0.05), (" 12.5 % ", 0.125), (0.05, 0.05), ("0.05", 0.05), (".5%", 0.005), ("500%", 5.0),
      ("off", None), (False, None)],
 )  # fmt: skip
 def test_shares(text: object, share: float | None) -> None:
     found = parse_share(text)
     assert found == (None if share is None else pytest.approx(share))
+
+
+@pytest.mark.parametrize("value", [5, "5", 1.0, "1"])
+def test_five_is_not_five_hundred_percent(value: object) -> None:
+    with pytest.raises(ConfigError, match="would be") as refused:
+        parse_share(value)
+    assert "%" in refused.value.hint
+
+
+@pytest.mark.parametrize("key", ["latencey", "memmory", "Latency", ""])
+def test_a_misspelt_limit_is_refused(key: str) -> None:
+    with pytest.raises(ConfigError, match="no limit"):
+        GateLimits.from_table({"size": "5%", key: "1%"})
+
+
+def test_what_varies_by_itself_needs_some_room() -> None:
+    assert GateLimits(latency=None, size=0.0, mean_iou=0.0).size == 0
+    with pytest.raises(ConfigError, match="memory"):
+        GateLimits(memory=0.0)
 
 
 @pytest.mark.parametrize("text", ["", "%", "5 percent", "-5%", "5%%", True, None, "\u0665%", [5]])

@@ -5,6 +5,7 @@ from __future__ import annotations
 import sys
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import onnx
@@ -13,6 +14,10 @@ from onnx import TensorProto, helper, numpy_helper
 
 from segdeploy.cli import commands  # noqa: F401  registers every command
 from segdeploy.cli.app import run_app
+from segdeploy.core.files import sha256_file
+from segdeploy.core.folder import MANIFEST, Artifact, Checkpoint, load_artifact
+from segdeploy.core.manifest import encode_manifest
+from segdeploy.export import export
 
 CLASSES = '["background", "disc", "box", "triangle", "bar"]'
 
@@ -97,3 +102,25 @@ def cli(
         return code, out, err
 
     return run
+
+
+@pytest.fixture(scope="session")
+def baseline(tiny_checkpoint: Checkpoint, tmp_path_factory: pytest.TempPathFactory) -> Artifact:
+    """An onnx-fp32 artifact at 64x96 that says that it was trained and verified."""
+    run = tmp_path_factory.mktemp("gate")
+    export(tiny_checkpoint.path, ["onnx-fp32"], run, size=(64, 96))
+    return rewrite_manifest(load_artifact(run / "onnx-fp32+64x96"), passed=True, trained=True)
+
+
+def rewrite_manifest(folder: Artifact, **changes: Any) -> Artifact:
+    """Change a manifest on disk, digests of the files included, as a faulty export would."""
+    files = {name: sha256_file(folder.path / name) for name in folder.manifest.files}
+    manifest = folder.manifest.replace(files=files, **changes)
+    (folder.path / MANIFEST).write_bytes(encode_manifest(manifest))
+    return load_artifact(folder.path)
+
+
+@pytest.fixture
+def rewrite() -> Callable[..., Artifact]:
+    """The function that changes a manifest on disk."""
+    return rewrite_manifest
