@@ -22,7 +22,7 @@ PLAN = GatePlan(check_parity=False)  # Nothing runs.
 BEFORE = [[1190, 10], [10, 590]]  # A mean IoU of 97.53 %.
 
 
-def _evaluated(folder: Path, confusion: list[list[int]], **changes: Any) -> None:
+def _evaluated(folder: Path, confusion: list[list[int]], /, **changes: Any) -> None:
     found = EvalResult(
         target="onnx-fp32", data="synthetic/val", classes=("a", "b"), num_images=4,
         confusion=np.array(confusion),
