@@ -18,7 +18,7 @@ from typing import Any
 
 sys.path.insert(0, str(Path(__file__).parents[1]))  # Started as a file, not as a module.
 
-from benchmarks import render_bench, render_ci, render_int8, render_peers
+from benchmarks import render_bench, render_ci, render_gate, render_int8, render_peers
 from benchmarks.render_int8 import read
 
 HERE = Path(__file__).parent
@@ -290,6 +290,10 @@ BLOCKS = {
     HERE.parent / "docs" / "bench.md": {"closed_books": render_bench.closed_books},
     HERE.parent / "docs" / "ci.md": {"ci_trial": render_ci.ci_trial},
     HERE.parent / "docs" / "compare.md": {"peers": render_peers.peers},
+    HERE.parent / "docs" / "gate.md": {
+        "gate_errors": render_gate.gate_errors,
+        "gate_simulation": render_gate.gate_simulation,
+    },
     HERE.parent / "docs" / "labels.md": {
         "image_to_labels": render_int8.image_to_labels,
         "label_kernel": render_int8.label_kernel,
