@@ -27,6 +27,14 @@ def closed_books() -> str:
         f"\nLRASPP-MobileNetV3 at {found['size']}, {done[0]['threads']} threads, "
         f"{found['environment']['cpu']}.{rest} Made by `benchmarks/closed_books.py`."
     )
+    checked = [row for row in done if "runtime_off_share" in row]
+    if checked:
+        runtime = max(row["runtime_off_share"] for row in checked)
+        before = max(row["preprocess_off_share"] for row in checked)
+        lines.append(
+            f"\nMeasured again without books, `run` with its copies is off by {runtime:.1%} at "
+            f"most, `preprocess` short by {before:.1%} at most ({len(checked)} targets)."
+        )
     clock = read("clock_overhead")
     lines.append(
         f"\nThe clock costs a call {clock['empty_us']['sampled']:.1f} us, with books "

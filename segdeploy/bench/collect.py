@@ -34,13 +34,23 @@ class BenchOutcome:
     failures: list[SegDeployError]
 
 
-def others_cores(entries: Sequence[Entry], change: Mapping[str, Any], own_s: float) -> float | None:
-    """Return how many cores processes other than ours kept busy during the run, if it is known."""
+def others_cores(
+    entries: Sequence[Entry], change: Mapping[str, Any], own_s: float, *, in_process: bool = False
+) -> float | None:
+    """Return how many cores processes other than ours kept busy during the run, if it is known.
+
+    Args:
+        entries: What was run.
+        change: Of the machine's state (`measure.machine_state`).
+        own_s: CPU time of this process.
+        in_process: Whether there were no others of ours.
+    """
     launches = [launch for entry in entries for launch in entry.launches]
     is_known = all(launch.finished for launch in launches) and not any(e.error for e in entries)
     if change["busy_s"] is None or not is_known:
         return None
-    ours = own_s + sum(float(launch.finished["cpu_s"]) for launch in launches)
+    workers_s = sum(float(launch.finished["cpu_s"]) for launch in launches)
+    ours = own_s if in_process else own_s + workers_s
     return max(0.0, float(change["busy_s"]) - ours) / float(change["seconds"])
 
 
@@ -99,6 +109,7 @@ def _result(
         throughput=_throughput(entry),
         sustained=compare_ends(
             entry.sustained,
+            entry.sustained_s,
             is_interrupted=entry.is_interrupted,
             num_throttled=entry.num_throttled,
         ),
@@ -152,7 +163,14 @@ def _own_warnings(result: BenchResult) -> list[str]:
     if regions and abs(regions["remainder"]) > _MOST_OPEN * regions["end_to_end"]:
         share = regions["remainder"] / regions["end_to_end"]
         found.append(f"The regions leave {share:.1%} of the call unexplained.")
-    if result.sustained and result.sustained["is_throttled"]:
-        ratio = result.sustained["ratio"]
-        found.append(f"Under sustained load the end was {ratio:.2f} times as slow as the start.")
-    return found
+    return found + (_sustained_warnings(result.sustained) if result.sustained else [])
+
+
+def _sustained_warnings(found: Mapping[str, Any]) -> list[str]:
+    """Return what a sustained run says, each in the words of what showed it."""
+    said = []
+    if found["is_slower"]:
+        said.append(f"the end was {found['ratio']:.2f} times as slow as the start")
+    if found["num_throttled"]:
+        said.append(f"the kernel counted {found['num_throttled']:.0f} times of throttling")
+    return [f"Under sustained load {text}." for text in said]

@@ -44,6 +44,7 @@ class Entry:
     scratch: TemporaryDirectory[str] | None = None
     throughput: dict[tuple[int, int], list[dict[str, float]]] = field(default_factory=dict)
     sustained: list[tuple[float, float, float, int]] = field(default_factory=list)
+    sustained_s: float = 0.0
     is_interrupted: bool = False
     num_throttled: float | None = None
     error: SegDeployError | None = None

@@ -45,7 +45,7 @@ def flame_svg(title: str, total_ms: float, layers: Sequence[Mapping[str, Any]]) 
     return (
         f'<svg xmlns="http://www.w3.org/2000/svg" viewBox="0 0 {_WIDTH} {height}" '
         f'width="{_WIDTH}"><style>{_STYLE}</style>'
-        f'<text x="4" y="18">{escape(title)}: {root.ms:.2f} ms a call</text>'
+        f'<text x="4" y="18">{escape(title)}: {total_ms:.2f} ms a call</text>'
         f"{''.join(box for _, box in boxes)}</svg>\n"
     )
 

@@ -101,7 +101,9 @@ def measure_interleaved(
         start_ns, own, before = perf_counter_ns(), process_time(), read_state()
         run_all(entries, plan, progress)
         change = state_change(before, read_state())
-        environment["others_cores"] = others_cores(entries, change, process_time() - own)
+        environment["others_cores"] = others_cores(
+            entries, change, process_time() - own, in_process=plan.in_process
+        )
         outcome = collect(entries, plan, {**environment, "during": change}, start_ns)
         if save:
             for result in outcome.results:

@@ -55,8 +55,13 @@ class BenchPlan:
         for size in (self.batch_size, *self.batch_sizes):
             if size < 1:
                 raise ConfigError(f"The batch size must be at least 1, found {size}.")
-        if self.end_to_end and {self.batch_size, *self.batch_sizes} != {1}:
-            raise ConfigError("From image to label map goes one image at a time.")
+        sizes = {self.batch_size, *self.batch_sizes}
+        if self.end_to_end and sizes != {1}:
+            raise ConfigError(
+                "--end-to-end goes one image at a time, asked was --batch-size "
+                f"{','.join(map(str, sorted(sizes)))}.",
+                hint="Leave out --end-to-end or --batch-size.",
+            )
         check_device(self.device)
         self._check_numbers()
         self._check_cores()

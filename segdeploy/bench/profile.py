@@ -64,13 +64,9 @@ def profile_artifact(path: Path, plan: BenchPlan, *, save: bool = True) -> Layer
 
     Raises:
         ArtifactError: If the folder is damaged, or its runtime crashed.
-        ConfigError: If its runtime has no profiler, or the plan is for another device.
+        ConfigError: If its runtime has no profiler, or the plan asks for what a profile has not.
     """
-    if plan.device != "cpu":
-        raise ConfigError(
-            f"Profiles are made on the CPU, asked was '{plan.device}'.",
-            hint="For a GPU: nsys profile segdeploy bench ARTIFACT --in-process --device cuda",
-        )
+    check_profile_plan(plan)
     folder = load_folder(path)
     (size,) = choose_sizes([folder], plan.size, plan.batch_size)
     entry = Entry(folder, size)
@@ -87,6 +83,33 @@ def profile_artifact(path: Path, plan: BenchPlan, *, save: bool = True) -> Layer
             picture = flame_svg(folder.name, total, layers)
             write_bytes(folder.path / "profile.svg", picture.encode())
     return made
+
+
+def check_profile_plan(plan: BenchPlan) -> None:
+    """Refuse what a profile cannot heed: it is one process that runs one batch, layer by layer.
+
+    Raises:
+        ConfigError: If the plan is for another device, or asks for more than that.
+    """
+    if plan.device != "cpu":
+        raise ConfigError(
+            f"Profiles are made on the CPU, asked was '{plan.device}'.",
+            hint="For a GPU: nsys profile segdeploy bench ARTIFACT --in-process --device cuda",
+        )
+    asked = {
+        "--end-to-end": plan.end_to_end,
+        "--launches": plan.launches > 1,
+        "--streams": plan.streams > 1,
+        "--sustained": plan.sustained_s > 0,
+        "--in-process": plan.in_process,
+        "--batch-size with several sizes": len(plan.batch_sizes) > 1,
+    }
+    found = [option for option, is_asked in asked.items() if is_asked]
+    if found:
+        raise ConfigError(
+            f"--profile is of one batch in one worker, asked was also {', '.join(found)}.",
+            hint="Leave one of them out: a profile is a run of its own.",
+        )
 
 
 def _ask(entry: Entry, plan: BenchPlan) -> dict[str, Any]:

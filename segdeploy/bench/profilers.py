@@ -2,7 +2,8 @@
 
 A profiler slows what it watches, and a fused layer has the name of one of its parts: shares say
 where to look, latencies come from `bench` without a profile. Of several calls, each layer's median
-is kept; the first call is thrown away.
+is kept; the first call is thrown away. A layer may run more than once in a call (a shared module, a
+loop): what counts is its sum per call.
 """
 
 from __future__ import annotations
@@ -11,7 +12,7 @@ import json
 import statistics
 import tempfile
 from collections import defaultdict
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from pathlib import Path
 from time import perf_counter
 from typing import TYPE_CHECKING, Any
@@ -59,19 +60,19 @@ def _onnx(folder: ModelFolder, batch: Array, seconds: float) -> Profile:
             graph_source(folder, "cpu"), options, providers=[PROVIDERS["cpu"]]
         )
         feed = {folder.manifest.inputs[0].name: batch}
-        total = _repeat(lambda: session.run(None, feed), seconds)
+        total, num_calls = _repeat(lambda: session.run(None, feed), seconds)
         events = json.loads(Path(session.end_profiling()).read_bytes())
-    return {"total_ms": total, "layers": read_onnx_events(events)}
+    return {"total_ms": total, "layers": read_onnx_events(events, num_calls)}
 
 
-def read_onnx_events(events: list[dict[str, Any]]) -> list[dict[str, Any]]:
-    """Return the layers of ONNX Runtime's own trace."""
+def read_onnx_events(events: list[dict[str, Any]], num_calls: int) -> list[dict[str, Any]]:
+    """Return the layers of ONNX Runtime's own trace of some calls."""
     times: dict[tuple[str, str], list[float]] = defaultdict(list)
     for event in events:
         if event.get("cat") == "Node" and event["name"].endswith(_KERNEL):
             key = event["name"].removesuffix(_KERNEL), event["args"]["op_name"]
             times[key].append(event["dur"] / 1000)
-    return [_layer(name, kind, ms[1:] or ms, [kind, name]) for (name, kind), ms in times.items()]
+    return [_layer(name, kind, ms, num_calls, [kind, name]) for (name, kind), ms in times.items()]
 
 
 def _openvino(folder: ModelFolder, batch: Array, seconds: float) -> Profile:
@@ -88,45 +89,54 @@ def _openvino(folder: ModelFolder, batch: Array, seconds: float) -> Profile:
     request.set_tensor(folder.manifest.inputs[0].name, openvino.Tensor(batch))
     times: dict[tuple[str, str], list[float]] = defaultdict(list)
 
-    def call() -> None:
-        request.infer()
+    def read() -> None:
         for each in request.get_profiling_info():
             if each.real_time.total_seconds() > 0:
                 times[each.node_name, each.node_type].append(each.real_time.total_seconds() * 1e3)
 
-    total = _repeat(call, seconds)
-    layers = [_layer(name, kind, ms[1:] or ms, [kind, name]) for (name, kind), ms in times.items()]
+    total, num_calls = _repeat(request.infer, seconds, after=read)
+    layers = [_layer(name, kind, ms, num_calls, [kind, name]) for (name, kind), ms in times.items()]
     return {"total_ms": total, "layers": layers}
 
 
 def _pytorch(folder: ModelFolder, batch: Array, seconds: float) -> Profile:
-    import torch
-    from torch.profiler import ProfilerActivity, profile
-
     from segdeploy.zoo import load_module
 
     if not isinstance(folder, Checkpoint):
         raise ConfigError(f"{folder.path} is not a checkpoint.")
-    module = load_module(folder, "cpu").eval()
+    return profile_module(load_module(folder, "cpu").eval(), batch, seconds)
+
+
+def profile_module(module: nn.Module, batch: Array, seconds: float) -> Profile:
+    """Return `total_ms` and the layers of a live module; it is left with hooks on its layers."""
+    import torch
+    from torch.profiler import ProfilerActivity, profile
+
     tensor = torch.from_numpy(batch)
     with torch.inference_mode():
         module(tensor)
         kinds = _name_layers(module)
         with profile(activities=[ProfilerActivity.CPU]) as profiler:
-            total = _repeat(lambda: module(tensor), seconds)
+            total, num_calls = _repeat(lambda: module(tensor), seconds)
+    layers = read_torch_events(profiler.events() or (), kinds, num_calls)
+    return {"total_ms": total, "layers": layers}
+
+
+def read_torch_events(
+    events: Iterable[Any], kinds: dict[str, str], num_calls: int
+) -> list[dict[str, Any]]:
+    """Return the layers of PyTorch's trace of some calls; `kinds` are the classes of modules."""
     times: dict[str, list[float]] = defaultdict(list)
-    for event in profiler.events() or ():
+    for event in events:
         name = _name_of(event, kinds)
         if name:
             times[name].append(event.cpu_time_total / 1000)
-    num_calls = max((len(ms) for name, ms in times.items() if name in kinds), default=1)
-    layers = [
-        _layer(name, kinds[name], ms, name.split("."))
+    return [
+        _layer(name, kinds[name], ms, num_calls, name.split("."))
         if name in kinds
-        else _layer(name, name, [sum(ms) / num_calls], ["outside modules", name])
+        else _layer(name, name, ms, num_calls, ["outside modules", name])
         for name, ms in times.items()
     ]
-    return {"total_ms": total, "layers": layers}
 
 
 def _name_layers(module: nn.Module) -> dict[str, str]:
@@ -166,22 +176,42 @@ def _name_of(event: Any, kinds: dict[str, str]) -> str | None:
     return str(event.name) if is_outermost else None
 
 
-def _repeat(call: Callable[[], object], seconds: float) -> float:
-    """Call a few times for about `seconds`; return the median time in ms, the first call's not."""
+def _repeat(
+    call: Callable[[], object], seconds: float, after: Callable[[], object] = lambda: None
+) -> tuple[float, int]:
+    """Call a few times for about `seconds`.
+
+    Return the median time in ms, the first call's not among them, and the number of all calls.
+    `after` each call, outside its time, the caller may note what it took.
+    """
     begin = perf_counter()
     times: list[float] = []
-    call()
-    while len(times) < _LEAST_CALLS or (
-        perf_counter() - begin < seconds and len(times) < _MOST_CALLS
+    while len(times) <= _LEAST_CALLS or (
+        perf_counter() - begin < seconds and len(times) <= _MOST_CALLS
     ):
         start = perf_counter()
         call()
         times.append((perf_counter() - start) * 1000)
-    return statistics.median(times)
+        after()
+    return statistics.median(times[1:]), len(times)
 
 
-def _layer(name: str, kind: str, ms: list[float], path: list[str]) -> dict[str, Any]:
-    return {"name": name, "type": kind, "path": path, "ms": statistics.median(ms)}
+def _layer(
+    name: str, kind: str, ms: list[float], num_calls: int, path: list[str]
+) -> dict[str, Any]:
+    return {"name": name, "type": kind, "path": path, "ms": _per_call(ms, num_calls)}
+
+
+def _per_call(ms: list[float], num_calls: int) -> float:
+    """Return the median over calls of what a layer took in one, the first call's left out.
+
+    A layer that did not run equally often in each call has its mean.
+    """
+    times, rest = divmod(len(ms), num_calls)
+    if rest:
+        return sum(ms) / num_calls
+    sums = [sum(ms[start : start + times]) for start in range(0, len(ms), times)]
+    return statistics.median(sums[1:] or sums)
 
 
 _PROFILERS: dict[str, Callable[[ModelFolder, Array, float], Profile]] = {

@@ -48,25 +48,33 @@ def count_calls(call: Call, seconds: float) -> tuple[int, float]:
     return count, perf_counter() - start
 
 
-def count_stream_calls(calls: Sequence[Call], seconds: float, threads: int) -> tuple[int, float]:
+def count_stream_calls(
+    calls: Sequence[Call],
+    seconds: float,
+    threads: int,
+    *,
+    clock: Callable[[], float] = perf_counter,
+) -> tuple[int, float]:
     """Return how many calls all streams made, and the time from the first to the last of them.
 
     Args:
         calls: One per stream.
         seconds: No call is started after this time.
         threads: Of each stream.
+        clock: Seconds; read by the streams alone, since this thread may wake up after they began.
     """
-    counts, ends = [0] * len(calls), [0.0] * len(calls)
+    counts, starts, ends = [0] * len(calls), [0.0] * len(calls), [0.0] * len(calls)
     errors: list[Exception] = []
-    together = threading.Barrier(len(calls) + 1)
+    together = threading.Barrier(len(calls))
 
     def drive(index: int) -> None:
         try:
             set_torch_threads(threads)
             calls[index]()
             together.wait()
+            starts[index] = clock()
             counts[index] = len(sample_ms(calls[index], seconds))
-            ends[index] = perf_counter()
+            ends[index] = clock()
         except Exception as error:  # noqa: BLE001  raised again where it can be seen
             errors.append(error)
             together.abort()
@@ -74,15 +82,9 @@ def count_stream_calls(calls: Sequence[Call], seconds: float, threads: int) -> t
     streams = [threading.Thread(target=drive, args=(i,)) for i in range(len(calls))]
     for stream in streams:
         stream.start()
-    start = perf_counter()
-    try:
-        together.wait()
-        start = perf_counter()
-    except threading.BrokenBarrierError:
-        pass
     for stream in streams:
         stream.join()
     for error in errors:
         if not isinstance(error, threading.BrokenBarrierError):
             raise error
-    return sum(counts), max(ends) - start
+    return sum(counts), max(ends) - min(starts)

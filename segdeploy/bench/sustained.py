@@ -34,6 +34,7 @@ def run_sustained(entry: Entry, plan: BenchPlan) -> None:
             seconds = min(CHUNK_S, plan.sustained_s - passed)
             samples = entry.ask("sample", seconds=seconds)["samples_ms"]
             entry.sustained.append(summary(passed, samples))
+            entry.sustained_s = monotonic() - start
     except KeyboardInterrupt:
         entry.is_interrupted = True
         entry.stop()  # Its answer would be taken for that of the next request.
@@ -47,29 +48,39 @@ def summary(start_s: float, samples: Sequence[float]) -> Row:
 
 
 def compare_ends(
-    rows: Sequence[Row], *, is_interrupted: bool = False, num_throttled: float | None = None
+    rows: Sequence[Row],
+    seconds: float,
+    *,
+    is_interrupted: bool = False,
+    num_throttled: float | None = None,
 ) -> dict[str, Any] | None:
     """Return the first window against the last; None without rows.
 
-    A window is a minute, or half of a shorter run. `is_throttled`: the kernel counted it, or the
-    last window is 5 % slower, and slower than nine in ten seconds of the first.
+    A window is a minute, or half of a shorter run. `is_slower`: the last window is 5 % slower, and
+    slower than nine in ten seconds of the first. `is_throttled`: that, or the kernel counted it.
+
+    Args:
+        rows: In order.
+        seconds: From the start to the end of the last row.
+        is_interrupted: Whether Ctrl-C ended it.
+        num_throttled: What the kernel counted meanwhile, if it counts.
     """
     if not rows:
         return None
-    total = rows[-1][0] + CHUNK_S
-    window = min(WINDOW_S, total / 2)
+    window = min(WINDOW_S, seconds / 2)
     first = [p50 for start, p50, _, _ in rows if start < window]
-    last = [p50 for start, p50, _, _ in rows if start >= total - window] or [rows[-1][1]]
+    last = [p50 for start, p50, _, _ in rows if start >= seconds - window] or [rows[-1][1]]
     begin, end = float(np.median(first)), float(np.median(last))
+    is_slower = end > max((1 + THROTTLED) * begin, float(np.percentile(first, 90)))
     return {
-        "seconds": total,
+        "seconds": seconds,
         "window_s": window,
         "first_p50_ms": begin,
         "last_p50_ms": end,
         "ratio": end / begin if begin else None,
         "num_throttled": num_throttled,
-        "is_throttled": bool(num_throttled)
-        or end > max((1 + THROTTLED) * begin, float(np.percentile(first, 90))),
+        "is_slower": is_slower,
+        "is_throttled": bool(num_throttled) or is_slower,
         "is_interrupted": is_interrupted,
         "rows": [list(row) for row in rows],
     }

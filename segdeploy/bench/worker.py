@@ -12,6 +12,7 @@ import sys
 import time
 from collections.abc import Callable
 from dataclasses import asdict
+from itertools import chain
 from pathlib import Path
 from typing import Any
 
@@ -55,7 +56,7 @@ class BenchWorker(Worker):
         self._latest_ms = 0.0
         self._peak_mib: float | None = None
         self._event_clock: EventClock | None = None
-        self._sessions: list[Session] = []  # The first is the one that latency is measured on.
+        self._sessions: dict[int, list[Session]] = {}  # By streams; latency is measured on 1.
         self._calls: dict[tuple[int, str], list[Call]] = {}  # By streams and batch.
 
     def open(self, request: dict[str, Any], _arrays: list[Array]) -> Answer:
@@ -68,7 +69,7 @@ class BenchWorker(Worker):
         start = time.perf_counter_ns()
         self._asked = request
         self._folder: ModelFolder = load_folder(Path(request["path"]), check_files=False)
-        session = self._open_session()
+        (session,) = self._open_sessions(1)
         set_torch_threads(request["threads"])
         self._call = self._bind(session, batch)
         loaded = time.perf_counter_ns()
@@ -151,8 +152,9 @@ class BenchWorker(Worker):
         if self._event_clock is not None:
             self._event_clock.close()
             self._event_clock = None
-        while self._sessions:
-            self._sessions.pop().close()
+        for session in chain(*self._sessions.values()):
+            session.close()
+        self._sessions = {}
         return {
             "peak_memory_mib": peak,
             "cpu_s": time.process_time(),
@@ -173,19 +175,21 @@ class BenchWorker(Worker):
         clock = self._event_clock
         return [] if clock is None else [clock.time(call) for _ in range(CALLS)]
 
-    def _open_session(self) -> Session:
+    def _open_sessions(self, num_streams: int) -> list[Session]:
+        """Return a session for each stream; they are opened once, whatever batches they get."""
         from segdeploy.backends import open_session
 
-        session = open_session(self._folder, self._asked["device"], isolated=False)
-        self._sessions.append(session)
-        return session
+        sessions = self._sessions.setdefault(num_streams, [])
+        while len(sessions) < num_streams:
+            sessions.append(open_session(self._folder, self._asked["device"], isolated=False))
+        return sessions
 
     def _bind(self, session: Session, batch: Array) -> Call:
         bind = bind_end_to_end if self._asked["end_to_end"] else bind_call
         return bind(session, self._folder.manifest, batch)
 
     def _stream_calls(self, num_streams: int, batch: str) -> tuple[list[Call], int]:
-        """Return one call for each stream and the images of each; sessions are opened once."""
+        """Return one call for each stream, and how many images each of them takes."""
         import numpy as np
 
         from segdeploy.measure import peak_memory_mib
@@ -196,11 +200,7 @@ class BenchWorker(Worker):
             if self._peak_mib is None:  # The peak that is reported is that of the latency alone.
                 self._peak_mib = peak_memory_mib()
             with limited_threads(self._split(num_streams)):
-                sessions = (
-                    self._sessions[:1]
-                    if num_streams == 1
-                    else [self._open_session() for _ in range(num_streams)]
-                )
+                sessions = self._open_sessions(num_streams)
                 bound = [self._bind(session, images) for session in sessions]
             self._calls[num_streams, batch] = bound
         return self._calls[num_streams, batch], len(images)

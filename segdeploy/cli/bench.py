@@ -90,9 +90,10 @@ def _measure(artifacts: list[Path], plan: BenchPlan, *, save: bool, as_json: boo
 
 
 def _profile(artifacts: list[Path], plan: BenchPlan, *, save: bool, as_json: bool) -> None:
-    from segdeploy.bench.profile import profile_artifact
+    from segdeploy.bench.profile import check_profile_plan, profile_artifact
     from segdeploy.cli.bench_tables import render_profiles
 
+    check_profile_plan(plan)
     made, failures = [], []
     for path in artifacts:
         try:

@@ -167,7 +167,11 @@ def _facts(one: Measured, rivals: Sequence[Measured]) -> str:
     fastest = min(rivals, key=latency_of)
     ratio = latency_of(one) / latency_of(fastest)
     found = [f"{latency_of(one):.3g} ms"]
-    if ratio > 1:
+    if compare(one, fastest)["latency"] == 0:
+        is_apart = looks_slower(one, fastest) or looks_slower(fastest, one)
+        said = "too noisy to tell from" if is_apart else "within noise as fast as"
+        found.append(f"{said} {fastest.name}")
+    elif ratio > 1:
         found.append(f"{_slower(ratio)} than {fastest.name}")
     else:
         found.append(f"{100 * (1 - ratio):.0f} % faster than {fastest.name}")

@@ -8,8 +8,9 @@ fraction. The fp32 model is the checkpoint where that was scored, else a verifie
 it: "the best of what was scored" would let a lone int8 artifact pass as its own reference.
 
 What was not measured does not meet a limit, and what was not verified is never picked. Of several
-that meet all, the fastest is picked; unless they were measured under different conditions, where
-nobody knows which is.
+that meet all, those that another of them dominates are left out (the report calls them not worth
+it), and the fastest of the rest is picked; of those as fast within noise the best, then the
+smallest. If they were measured under different conditions, nobody knows which is the fastest.
 """
 
 from __future__ import annotations
@@ -22,7 +23,14 @@ from typing import Any, Self
 import msgspec
 
 from segdeploy.core.errors import ConfigError
-from segdeploy.report.worth import Measured, known, latency_of
+from segdeploy.report.worth import (
+    Measured,
+    compare,
+    find_dominators,
+    known,
+    latency_of,
+    looks_slower,
+)
 
 _TIMES = {"us": 1e-3, "ms": 1.0, "s": 1e3}
 _BYTES = {"KiB": 2**-10, "MiB": 1.0, "GiB": 2**10, "kB": 1e3 / 2**20, "MB": 1e6 / 2**20}
@@ -150,7 +158,7 @@ class Choice:
 
 
 def choose(groups: Sequence[Sequence[Measured]], budget: Budget) -> Choice:
-    """Return which artifact meets a budget and is the fastest.
+    """Return which artifact meets a budget and is the fastest that is worth it.
 
     Args:
         groups: Artifacts by what can be compared in latency.
@@ -183,11 +191,32 @@ def choose(groups: Sequence[Sequence[Measured]], budget: Budget) -> Choice:
 def _pick(fitting: Sequence[Measured], count: int) -> tuple[str | None, str]:
     if not fitting:
         return None, f"None of the {count} artifacts meets the budget."
-    best, *others = fitting
-    met = "the only one that meets the budget" if not others else "the fastest that meets it"
+    best = _find_best(fitting)
+    if len(fitting) == 1:
+        met = "the only one that meets the budget"
+    elif best is fitting[0]:
+        met = "the fastest that meets it"
+    else:
+        met = "the best of the fastest that meet it, which are equal within noise"
     said = f"{best.name} is {met}: {latency_of(best):.3g} ms"
     said += f", mIoU {best.mean_iou:.4f}" if best.mean_iou is not None else ""
     return best.name, f"{said}, {best.size_mib:.1f} MiB."
+
+
+def _find_best(fitting: Sequence[Measured]) -> Measured:
+    """Return the best of the fastest, fastest first, of those that no other of them dominates."""
+    found = zip(fitting, find_dominators(fitting), strict=True)
+    best, *others = [one for one, better in found if not better]
+    fastest = best
+    for other in others:
+        if not looks_slower(other, fastest) and _is_better(other, best):
+            best = other
+    return best
+
+
+def _is_better(one: Measured, other: Measured) -> bool:
+    signs = compare(one, other)
+    return signs["quality"] == 1 or (signs["quality"] == 0 and signs["size"] == 1)
 
 
 def find_misses(one: Measured, everyone: Sequence[Measured], budget: Budget) -> list[Miss]:

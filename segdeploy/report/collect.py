@@ -102,7 +102,7 @@ def _find_folders(
 
 def _read_rows(folders: list[ModelFolder], problems: list[str], *, has_pictures: bool) -> list[Row]:
     """Read what the stages left in each folder; the first checkpoint is what they refer to."""
-    cost = {folder.path: _read(folder, "bench.json", problems) for folder in folders}
+    cost = {folder.path: _read_bench(folder, problems) for folder in folders}
     quality = {folder.path: _read(folder, "eval.json", problems) for folder in folders}
     first = next((folder for folder in folders if isinstance(folder, Checkpoint)), None)
     eager = (cost[first.path], first.manifest.io) if first else None
@@ -162,6 +162,17 @@ def _order(folder: ModelFolder) -> tuple[bool, str, int, str]:
 
 def _read(folder: ModelFolder, name: str, problems: list[str]) -> Document:
     return read_document(folder.path / name, f"{folder.path.name}/{name}", problems)
+
+
+def _read_bench(folder: ModelFolder, problems: list[str]) -> Document:
+    """Return `bench.json`, or nothing if it says that another payload was measured."""
+    found = _read(folder, "bench.json", problems)
+    environment = found.plain.get("environment") if found.plain is not None else None
+    measured = environment.get("artifact") if isinstance(environment, dict) else None
+    if not isinstance(measured, str) or measured == folder.manifest.digest:
+        return found
+    problems.append(f"{found.where} was measured on another payload; run bench again.")
+    return Document(found.where, None, problems)
 
 
 def _read_closeness(folder: ModelFolder, found: Document) -> Closeness:

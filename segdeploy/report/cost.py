@@ -8,8 +8,10 @@ contract does not matter: every artifact does the same work then.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
+from itertools import accumulate
+from statistics import median
 from typing import Any
 
 from segdeploy.core.contract import IoContract
@@ -51,7 +53,7 @@ class Conditions:
 class Cost:
     """What `bench` found; `ratio` is to eager PyTorch, None where they cannot be compared.
 
-    `interval_ms` is of the median, from its samples. `conditions` is None without a measurement.
+    `interval_ms` is of the median (`latency_interval`). `conditions` is None without a measurement.
     """
 
     p50_ms: float | None = None
@@ -80,7 +82,7 @@ def read_cost(
         is_same_run = len(runs) == 1 and None not in runs
     return Cost(
         p50_ms=p50,
-        interval_ms=median_interval([s for s in found.items("samples_ms") if is_number(s)]),
+        interval_ms=_read_interval(found),
         p90_ms=found.number("latency_ms", "p90"),
         throughput_img_s=found.number("throughput_img_s"),
         peak_memory_mib=found.number("peak_memory_mib"),
@@ -89,6 +91,46 @@ def read_cost(
         conditions=conditions,
         environment=found.value(dict, "environment") or {},
     )
+
+
+def _read_interval(found: Document) -> tuple[float, float] | None:
+    """Return an interval of the median that covers its order statistics, blocks and launches."""
+    samples = [s for s in found.items("samples_ms") if is_number(s)]
+    return latency_interval(
+        samples, found.items("environment", "block_sizes"), found.items("launches")
+    )
+
+
+def latency_interval(
+    samples: Sequence[float], block_sizes: Sequence[Any] = (), launches: Sequence[Any] = ()
+) -> tuple[float, float] | None:
+    """Return a 95 % interval of the median, at least as wide as that of the block medians.
+
+    Neighbouring calls are alike, so that of the calls alone is too narrow: blocks stand apart by a
+    turn of all artifacts, launches are processes of their own. Of a few launches it is the range of
+    their medians, since no order statistics of them give 95 %.
+
+    Args:
+        samples: Of all launches, in order.
+        block_sizes: How many samples each block has.
+        launches: How many samples each launch has.
+    """
+    found = [median_interval(samples), median_interval(_medians(samples, block_sizes))]
+    if len(medians := _medians(samples, launches)) > 1:
+        found.append(median_interval(medians) or (min(medians), max(medians)))
+    known = [interval for interval in found if interval is not None]
+    if not known:
+        return None
+    return min(low for low, _ in known), max(high for _, high in known)
+
+
+def _medians(samples: Sequence[float], sizes: Sequence[Any]) -> list[float]:
+    """Return the median of each part; none if the sizes are not those of the samples."""
+    counts = [size for size in sizes if isinstance(size, int) and size > 0]
+    if len(counts) != len(sizes) or sum(counts) != len(samples):
+        return []
+    ends = list(accumulate(counts))
+    return [median(samples[end - count : end]) for end, count in zip(ends, counts, strict=True)]
 
 
 def read_conditions(found: Document, io: IoContract) -> Conditions:

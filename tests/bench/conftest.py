@@ -36,6 +36,8 @@ class Session:
         self.told = json.loads(folder.payload.read_text())
         self.folder = folder
         OPENED.append(self)
+        if "opened" in self.told:
+            with open(self.told["opened"], "a") as file: file.write("o")
         if "pids" in self.told: Path(self.told["pids"], str(os.getpid())).touch()
 
     def bind(self, batch):
@@ -125,6 +127,6 @@ def make_artifact() -> Callable[..., Path]:
     """A function (run, name, *, size, io, design_size, **told) that returns an artifact's folder.
 
     What it is told: sleep, print, mib (to allocate), crash_at, hang_at, raise_at, interrupt_at (the
-    number of a call); journal, pids, states (files and folders to write to); together.
+    number of a call); journal, opened, pids, states (files and folders to write to); together.
     """
     return _make_artifact

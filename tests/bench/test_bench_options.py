@@ -9,19 +9,24 @@ from collections.abc import Callable
 from dataclasses import replace
 from itertools import pairwise
 from pathlib import Path
+from time import process_time
 from typing import Any
 
 import pytest
 
-from segdeploy.bench import BenchPlan, measure_interleaved
+from segdeploy.bench import BenchPlan, interleave, measure_interleaved, sustained
+from segdeploy.bench.collect import _sustained_warnings, others_cores
+from segdeploy.bench.entry import Entry, Launch
 from segdeploy.bench.plan import NUM_BLOCKS
 from segdeploy.bench.streams import count_stream_calls
 from segdeploy.bench.sustained import compare_ends
 from segdeploy.cli import commands  # noqa: F401  registers every command
 from segdeploy.cli.app import run_app
 from segdeploy.core.errors import ConfigError
+from segdeploy.core.folder import load_folder
 from segdeploy.core.results import BenchResult
 from segdeploy.measure.fingerprint import fingerprint, fingerprint_difference
+from segdeploy.measure.machine_state import state_change
 
 MakeArtifact = Callable[..., Path]
 FAST = BenchPlan(seconds=0, warmup_s=0, threads=1, size=(8, 12))
@@ -171,21 +176,84 @@ def test_an_interrupted_sustained_run_keeps_what_was_measured(
 
 def test_a_sustained_run_compares_its_first_minute_with_its_last() -> None:
     rows = [(float(s), 10.0 if s < 300 else 12.0, 13.0, 100) for s in range(600)]
-    found = compare_ends(rows)
+    found = compare_ends(rows, 600.0)
     assert found is not None
     assert (found["first_p50_ms"], found["last_p50_ms"], found["window_s"]) == (10.0, 12.0, 60.0)
     assert found["ratio"] == pytest.approx(1.2)
     assert found["is_throttled"]
-    short = compare_ends(rows[:40])
+    short = compare_ends(rows[:40], 40.0)
     assert short is not None
     assert (short["window_s"], short["is_throttled"]) == (20.0, False)
-    counted = compare_ends(rows[:40], num_throttled=2.0)
+    counted = compare_ends(rows[:40], 40.0, num_throttled=2.0)
     assert counted is not None
-    assert counted["is_throttled"]
-    noisy = compare_ends([(float(s), 10.0 + 3 * (s % 2), 14.0, 9) for s in range(121)])
+    assert (counted["is_throttled"], counted["is_slower"]) == (True, False)
+    noisy = compare_ends([(float(s), 10.0 + 3 * (s % 2), 14.0, 9) for s in range(121)], 121.0)
     assert noisy is not None
     assert not noisy["is_throttled"]
-    assert compare_ends([]) is None
+    assert compare_ends([], 0.0) is None
+
+
+def test_a_sustained_run_is_as_long_as_its_last_row_lasts(
+    tmp_path: Path, make_artifact: MakeArtifact, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    now_s = [100.0]
+
+    class Slow:
+        """One call takes 40 s; a row is one call then."""
+
+        def ask(self, do: str, **details: Any) -> dict[str, Any]:
+            assert (do, details["seconds"] <= 1) == ("sample", True)
+            now_s[0] += 40.0
+            return {"samples_ms": [40_000.0 if now_s[0] < 190 else 50_000.0]}
+
+        def pause(self) -> None: ...
+        def resume(self) -> None: ...
+        def stop(self) -> None: ...
+
+    monkeypatch.setattr(sustained, "monotonic", lambda: now_s[0])
+    entry = Entry(load_folder(make_artifact(tmp_path, "a")), (8, 12), runner=Slow())
+    sustained.run_sustained(entry, replace(FAST, sustained_s=130.0))
+    assert [row[0] for row in entry.sustained] == [0.0, 40.0, 80.0, 120.0]
+    found = compare_ends(entry.sustained, entry.sustained_s)
+    assert found is not None
+    assert (found["seconds"], found["window_s"]) == (160.0, 60.0)
+    assert found["ratio"] == pytest.approx(1.25)
+    assert found["is_slower"]
+
+
+def test_each_sign_of_throttling_is_said_in_its_own_words(
+    tmp_path: Path, make_artifact: MakeArtifact, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    counts = iter((5.0, 7.0))
+    monkeypatch.setattr(sustained, "throttle_count", lambda: next(counts))
+    result = measure(make_artifact(tmp_path, "a"), replace(FAST, sustained_s=0.05))
+    said = [text for text in result.environment["warnings"] if "sustained" in text]
+    assert said == ["Under sustained load the kernel counted 2 times of throttling."]
+    slow = {"is_slower": True, "ratio": 1.25, "num_throttled": None}
+    assert _sustained_warnings(slow) == [
+        "Under sustained load the end was 1.25 times as slow as the start."
+    ]
+
+
+def test_what_others_used_is_told_from_what_this_process_used_itself(
+    tmp_path: Path, make_artifact: MakeArtifact
+) -> None:
+    entry = Entry(load_folder(make_artifact(tmp_path, "a")), (8, 12))
+    entry.launches = [Launch(finished={"cpu_s": 6.0})]
+    change = {"busy_s": 10.0, "seconds": 10.0}
+    assert others_cores([entry], change, 1.0) == pytest.approx(0.3)
+    # In one process the worker's time is that of the whole process, and in `own_s` already.
+    assert others_cores([entry], change, 7.0, in_process=True) == pytest.approx(0.3)
+
+
+def test_in_process_neighbours_are_not_hidden_by_what_this_process_did_before(
+    tmp_path: Path, make_artifact: MakeArtifact, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    busy = {"busy_s": 1e6, "seconds": 1.0}
+    monkeypatch.setattr(interleave, "state_change", lambda *states: state_change(*states) | busy)
+    begin = process_time()
+    result = measure(make_artifact(tmp_path, "a"), replace(FAST, in_process=True))
+    assert 1e6 - result.environment["others_cores"] <= process_time() - begin
 
 
 def test_an_error_in_one_stream_ends_all_and_is_the_one_that_is_raised() -> None:
@@ -194,6 +262,33 @@ def test_an_error_in_one_stream_ends_all_and_is_the_one_that_is_raised() -> None
 
     with pytest.raises(ValueError, match="second session"):
         count_stream_calls([lambda: None, fail, lambda: None], 60.0, 1)
+
+
+def test_the_time_of_streams_is_their_own_however_late_the_main_thread_is() -> None:
+    ticks = iter(range(100))
+    main = threading.get_ident()
+
+    def clock() -> float:
+        return 1000.0 if threading.get_ident() == main else float(next(ticks))
+
+    count, seconds = count_stream_calls([lambda: None] * 3, 0.0, 1, clock=clock)
+    assert (count, seconds) == (3, 5.0)  # Three starts and three ends.
+
+
+def test_sessions_of_streams_are_opened_once_for_all_batch_sizes(
+    tmp_path: Path, make_artifact: MakeArtifact
+) -> None:
+    opened = tmp_path / "opened"
+    folder = make_artifact(tmp_path / "run", "a", opened=str(opened))
+    result = measure(folder, replace(FAST, streams=2, batch_sizes=(1, 4, 8)))
+    assert [row["images"] for row in result.throughput] == [4, 16, 32]
+    assert opened.read_text() == "o" * (1 + 2)
+
+
+def test_end_to_end_takes_one_image_at_a_time() -> None:
+    for change in ({"batch_size": 2}, {"batch_sizes": (1, 4)}):
+        with pytest.raises(ConfigError, match=r"--end-to-end.*--batch-size"):
+            BenchPlan(end_to_end=True, **change)
 
 
 def test_streams_share_nothing_but_the_start() -> None:

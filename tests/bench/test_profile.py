@@ -5,8 +5,10 @@ from __future__ import annotations
 import json
 import subprocess
 import sys
+import time
 from collections import Counter
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 from xml.etree import ElementTree as ET
@@ -19,8 +21,10 @@ from onnx import helper, numpy_helper
 from segdeploy.bench import BenchPlan, measure_interleaved
 from segdeploy.bench.flame import flame_svg
 from segdeploy.bench.profile import profile_artifact
-from segdeploy.bench.profilers import read_onnx_events
+from segdeploy.bench.profilers import profile_module, read_onnx_events, read_torch_events
 from segdeploy.bench.sustained_plot import sustained_svg
+from segdeploy.cli import commands  # noqa: F401  registers every command
+from segdeploy.cli.app import run_app
 from segdeploy.core.contract import IoContract, contract_tensors
 from segdeploy.core.errors import ConfigError
 from segdeploy.core.folder import Checkpoint, save_folder
@@ -132,6 +136,33 @@ def test_a_runtime_without_a_profiler_names_those_that_have_one(run: Path) -> No
         profile_artifact(run / "onnx-fp32", BenchPlan(device="cuda"))
 
 
+@pytest.mark.parametrize(
+    ("change", "option"),
+    [
+        ({"end_to_end": True}, "--end-to-end"), ({"launches": 2}, "--launches"),
+        ({"streams": 2}, "--streams"), ({"sustained_s": 1.0}, "--sustained"),
+        ({"in_process": True}, "--in-process"), ({"batch_sizes": (1, 4)}, "--batch-size"),
+    ],
+)  # fmt: skip
+def test_what_a_profile_cannot_heed_is_refused(
+    run: Path, change: dict[str, Any], option: str
+) -> None:
+    with pytest.raises(ConfigError, match=f"--profile.*{option}"):
+        profile_artifact(run / "onnx-fp32", replace(PLAN, **change), save=False)
+
+
+def test_the_command_refuses_it_once(
+    run: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    paths = [str(run / name) for name in ("onnx-fp32", "openvino-fp32")]
+    options = ["--profile", "--end-to-end", "--launches", "3"]
+    monkeypatch.setattr("sys.argv", ["segdeploy", "bench", *paths, *options])
+    assert run_app() == 2
+    said = capsys.readouterr().err
+    assert said.count("--profile is of one batch") == 1
+    assert "--end-to-end, --launches" in said.replace("\n", " ")
+
+
 def test_the_command_answers_with_the_layers_and_reports_what_has_none(run: Path) -> None:
     command = [sys.executable, "-m", "segdeploy", "bench", str(run / "onnx-fp32"),
                str(run / "torchscript-fp32"), "--profile", "--json", "--size", "64x96",
@@ -155,8 +186,59 @@ def test_onnx_runtimes_trace_is_read_without_its_first_call() -> None:
         ),
         {"cat": "Node", "name": "conv_fence_before", "dur": 5, "args": {"op_name": "Conv"}},
     ]
-    (layer,) = read_onnx_events(events)
+    (layer,) = read_onnx_events(events, 4)
     assert layer == {"name": "conv", "type": "Conv", "path": ["Conv", "conv"], "ms": 2.0}
+    (looped,) = read_onnx_events(events, 2)  # Twice in each of two calls.
+    assert looped["ms"] == 5.0
+
+
+class Event:
+    """What is read of an event of PyTorch's profiler."""
+
+    def __init__(self, name: str, us: float, parent: object = None) -> None:
+        self.name, self.cpu_time_total, self.cpu_parent = name, us, parent
+
+
+def test_what_runs_several_times_in_a_call_has_the_sum_of_them() -> None:
+    events = [
+        event
+        for slow in (10, 1, 2, 3)  # The first call is left out.
+        for event in (
+            Event("relu", 1000.0 * slow), Event("relu", 500.0 * slow), Event("conv", 700.0),
+            Event("aten::relu", 900.0, parent="relu"), Event("aten::sigmoid", 200.0),
+            Event("aten::sigmoid", 100.0),
+        )
+    ]  # fmt: skip
+    events.append(Event("aten::copy_", 400.0))  # In one of four calls.
+    found = read_torch_events(events, {"relu": "ReLU", "conv": "Conv2d"}, 4)
+    assert {layer["name"]: layer["ms"] for layer in found} == pytest.approx(
+        {"relu": 3.0, "conv": 0.7, "aten::sigmoid": 0.3, "aten::copy_": 0.1}
+    )
+
+
+def test_a_module_that_is_shared_has_its_time_of_the_whole_call() -> None:
+    import torch
+    from torch import Tensor, nn
+
+    class Pause(nn.Module):
+        def forward(self, x: Tensor) -> Tensor:
+            time.sleep(0.004)  # Never shorter.
+            return x
+
+    class Shared(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.pause = Pause()
+
+        def forward(self, x: Tensor) -> Tensor:
+            for _ in range(4):
+                x = self.pause(x)
+            return torch.sigmoid(x)
+
+    found = profile_module(Shared().eval(), np.zeros((1, 3, 8, 8), np.float32), 0.0)
+    layers = {layer["name"]: layer["ms"] for layer in found["layers"]}
+    assert 15.9 <= layers["pause"] <= 1.001 * found["total_ms"]
+    assert "aten::sigmoid" in layers
 
 
 def test_a_flame_is_as_wide_as_the_time_of_its_parts() -> None:
@@ -164,7 +246,10 @@ def test_a_flame_is_as_wide_as_the_time_of_its_parts() -> None:
         {"path": ["a", "x<y"], "ms": 3.0}, {"path": ["a", "z"], "ms": 1.0},
         {"path": ["b"], "ms": 2.0},
     ]  # fmt: skip
-    root = ET.fromstring(flame_svg("demo", 8.0, layers))  # noqa: S314
+    picture = flame_svg("demo", 8.0, layers)
+    assert "demo: 8.00 ms a call" in picture
+    assert "demo: 4.00 ms a call" in flame_svg("demo", 4.0, layers), "two ran side by side"
+    root = ET.fromstring(picture)  # noqa: S314
     name = "{http://www.w3.org/2000/svg}"
     widths = {
         group.findtext(f"{name}title", "").split(":")[0]: float(

@@ -3,10 +3,16 @@
 from __future__ import annotations
 
 import threading
+from collections.abc import Callable
+from typing import Any
 
+import numpy as np
 import pytest
 
+from segdeploy.core.contract import IoContract, contract_tensors
+from segdeploy.core.preprocess import PreprocessSpec
 from segdeploy.core.results import BenchResult
+from segdeploy.core.task import Task
 from segdeploy.measure.regions import Region, enter, sample_regions
 
 
@@ -89,3 +95,42 @@ def test_a_results_regions_are_those_of_its_middle_calls() -> None:
     assert found["end_to_end"] == pytest.approx((11.0 + 11.2) / 2, abs=0.2)
     assert found["run"] == pytest.approx(0.75 * found["end_to_end"])
     assert found["remainder"] == pytest.approx(0.25 * found["end_to_end"] - 1.0)
+
+
+def test_the_way_from_an_image_to_its_label_map_is_booked_where_it_is_spent(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """Each step spends a time of its own; what closes may still be booked on the wrong region."""
+    from torch import Tensor, nn
+
+    from segdeploy.backends import predictor
+    from segdeploy.backends.pytorch import ModuleSession
+
+    clock = Clock()
+
+    def slow(step: Callable[..., Any], ms: float) -> Callable[..., Any]:
+        def spend(*arguments: Any) -> Any:
+            clock.spend(ms)
+            return step(*arguments)
+
+        return spend
+
+    class Module(nn.Module):
+        def forward(self, image: Tensor) -> Tensor:
+            clock.spend(16.0)
+            return image
+
+    inputs, outputs = contract_tensors(IoContract(), Task.MULTICLASS, 3, None)
+    session = ModuleSession(Module().eval(), inputs, outputs)
+    monkeypatch.setattr(session, "_place", slow(session._place, 2.0))
+    monkeypatch.setattr(session, "_wait", slow(session._wait, 4.0))  # The device works on.
+    for name, ms in (("normalize_image", 1.0), ("predict_labels", 32.0)):
+        monkeypatch.setattr(predictor, name, slow(getattr(predictor, name), ms))
+    image = np.zeros((8, 12, 3), np.uint8)
+    call = predictor.Predictor(session, PreprocessSpec(), Task.MULTICLASS).bind(image)
+    samples, books = sample_regions(call, 0, clock=clock)
+    assert samples.ms == [59.0]
+    assert books == {
+        "preprocess": [1.0], "host_to_device": [6.0], "run": [20.0], "device_to_host": [0.0],
+        "postprocess": [32.0],
+    }  # fmt: skip

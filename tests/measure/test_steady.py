@@ -13,6 +13,7 @@ from numpy.typing import NDArray
 from segdeploy.measure.steady import (
     LEAST_BLOCKS,
     WarmUp,
+    _noise,
     find_steady,
     warm_up_until_steady,
     warm_up_warnings,
@@ -53,6 +54,12 @@ def test_a_drift_is_never_steady(noise: float) -> None:
 def test_noise_alone_is_steady_from_the_start(noise: float) -> None:
     found = [find_steady(noisy(np.full(100, 10.0), noise, seed)) for seed in range(400)]
     assert found.count(0) >= 392
+
+
+def test_noise_is_the_standard_deviation_of_white_noise() -> None:
+    white = np.random.default_rng(0).normal(10.0, 0.3, 100_000)
+    assert _noise(white) == pytest.approx(0.3, rel=0.05)
+    assert _noise(white + np.linspace(0.0, 5.0, white.size)) == pytest.approx(0.3, rel=0.05)
 
 
 def test_one_slow_block_is_no_change_and_a_late_step_is_not_steady_yet() -> None:

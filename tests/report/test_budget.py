@@ -10,6 +10,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from segdeploy.core.errors import ConfigError
+from segdeploy.report.advice import judge_worth
 from segdeploy.report.budget import Budget, choose, find_misses
 from segdeploy.report.worth import Measured
 
@@ -138,6 +139,34 @@ def test_two_groups_are_not_ranked() -> None:
     assert choose([[FP32], [INT8]], budget).name == "onnx-int8"
 
 
+def test_what_another_one_dominates_is_not_picked() -> None:
+    fast = one("fast", 10.0, 0.60, 5.0, memory_mib=200.0, bench_run="r")
+    better = one("better", 10.1, 0.63, 2.0, memory_mib=100.0, bench_run="r")
+    found = choose([[fast, better]], Budget.parse("latency=20ms"))
+    assert found.name == "better"
+    assert found.fitting == ("fast", "better")
+    assert found.reason == (
+        "better is the best of the fastest that meet it, which are equal within noise: 10.1 ms, "
+        "mIoU 0.6300, 2.0 MiB."
+    )
+    # One that does not meet the budget does not count, however good it is.
+    assert pick("latency=10.05ms", fast, better) == "fast"
+
+
+def test_of_those_as_fast_within_noise_quality_counts_then_size() -> None:
+    told: dict[str, Any] = {"bench_run": "r"}
+    fast = one("fast", 10.0, 0.60, 2.0, memory_mib=100.0, **told)
+    good = one("good", 10.1, 0.63, 9.0, memory_mib=100.0, **told)
+    small = one("small", 10.1, 0.60, 1.0, memory_mib=300.0, **told)
+    slow = one("slow", 11.0, 0.70, 1.0, memory_mib=50.0, **told)
+    for order in ((fast, good, small, slow), (slow, small, good, fast)):
+        assert pick("latency=20ms", *order) == "good"
+    assert pick("size=5MiB", fast, good, small) == "small"
+    assert pick("memory=200MiB,miou=-1", fast, slow) == "fast"
+    noisy = replace(slow, latency_interval=(5.0, 20.0))  # That nothing is shown is no equality.
+    assert pick("latency=20ms", replace(fast, latency_interval=(9.9, 10.1)), noisy) == "fast"
+
+
 _maybe = st.none() | st.sampled_from([1.0, 2.0, 3.0, 5.0])
 _artifacts = st.builds(
     one, st.just("x"), _maybe, st.none() | st.sampled_from([0.58, 0.59, 0.595, 0.6]),
@@ -155,15 +184,42 @@ def test_the_pick_is_that_of_a_slow_loop(
 ) -> None:
     named = [replace(artifact, name=f"a{i}") for i, artifact in enumerate(found)]
     text = f"latency={ms}ms,miou={miou},size={mib}MiB,memory={mib}MiB"
-    best = None
+    fitting: list[Measured] = []
     for artifact in named:
         iou, memory, latency = artifact.mean_iou, artifact.memory_mib, artifact.latency_ms
         if iou is None or memory is None or latency is None or artifact.failures != ():
             continue
         least = miou if miou > 0 else 0.6 + miou / 100
         fits = latency <= ms and iou >= least and artifact.size_mib <= mib and memory <= mib
-        if fits and (best is None or latency < (best.latency_ms or 0)):
-            best = artifact
+        fitting += [artifact] if fits else []
     choice = choose([named], Budget.parse(text))
-    assert choice.name == (best.name if best else None)
+    # The fastest, then the best, then the smallest is dominated by nobody.
+    best = min(fitting, default=None, key=lambda a: (a.latency_ms, -(a.mean_iou or 0), a.size_mib))
+    assert (choice.name is None) == (best is None)
+    if best is not None:
+        picked = next(artifact for artifact in fitting if artifact.name == choice.name)
+        figures = [(a.latency_ms, a.mean_iou, a.size_mib) for a in (picked, best)]
+        assert figures[0] == figures[1]
     assert set(choice.misses) | set(choice.fitting) == {artifact.name for artifact in named}
+
+
+_near = st.builds(
+    one, st.just("x"), st.sampled_from([9.7, 9.8, 9.9, 10.0, 10.1, 10.15, 10.3, 12.0]),
+    st.sampled_from([0.5993, 0.6, 0.6008, 0.62]), st.sampled_from([1.0, 1.005, 2.0]),
+    memory_mib=st.none() | st.sampled_from([100.0, 103.0, 150.0]), bench_run=st.just("r"),
+    latency_interval=st.none() | st.sampled_from([(9.5, 10.5), (9.9, 10.0), (11.9, 12.1)]),
+)  # fmt: skip
+
+
+@given(st.lists(_near, min_size=1, max_size=7), st.sampled_from(["10.2ms", "20ms"]))
+def test_the_pick_is_never_one_that_the_report_calls_not_worth_it(
+    found: list[Measured], ms: str
+) -> None:
+    named = [replace(artifact, name=f"a{i}") for i, artifact in enumerate(found)]
+    choice = choose([named], Budget.parse(f"latency={ms}"))
+    fitting = [artifact for artifact in named if artifact.name in choice.fitting]
+    assert bool(choice) == bool(fitting)
+    for everyone in (fitting, named):
+        for worth in judge_worth(everyone):
+            if worth.name == choice.name:
+                assert not set(worth.dominated_by) & set(choice.fitting)

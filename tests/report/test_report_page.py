@@ -14,7 +14,7 @@ from PIL import Image
 
 from segdeploy.core.contract import IoContract, contract_tensors
 from segdeploy.core.errors import ArtifactError, RunLockedError
-from segdeploy.core.folder import save_folder
+from segdeploy.core.folder import load_folder, save_folder
 from segdeploy.core.lock import run_lock
 from segdeploy.core.manifest import Manifest
 from segdeploy.core.preprocess import PreprocessSpec
@@ -282,6 +282,23 @@ def test_a_ratio_is_given_only_between_equal_conditions(
     write(folder, "bench.json", bench_document(folder, 10.0, **change))
     report(run)
     assert table_rows(run)["onnx-fp32"]["/ eager"] == shown
+
+
+@pytest.mark.parametrize("name", ["onnx-fp32", "checkpoint"])
+def test_a_measurement_of_another_payload_is_none(run: Path, name: str) -> None:
+    folder = run / name
+    own = load_folder(folder).manifest.digest
+    write(folder, "bench.json", bench_document(folder, 10.0, artifact=own))
+    page = read_page(report(run)).text
+    assert "another payload" not in page
+    assert table_rows(run)["onnx-fp32"]["/ eager"] != "-"
+    write(folder, "bench.json", bench_document(folder, 10.0, artifact="0123"))
+    page = read_page(report(run)).text
+    assert f"{name}/bench.json was measured on another payload" in page
+    rows = table_rows(run)
+    assert rows[name]["p50 ms"] == "-"
+    assert rows["onnx-fp32"]["/ eager"] == "-"
+    assert rows["onnx-int8"]["p50 ms"] != "-"
 
 
 def test_a_difference_of_quality_needs_the_same_data(run: Path) -> None:

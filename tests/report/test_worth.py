@@ -27,6 +27,7 @@ from segdeploy.core.task import Task
 from segdeploy.report.advice import judge_worth
 from segdeploy.report.collect import collect_run
 from segdeploy.report.comparison import find_worth
+from segdeploy.report.cost import latency_interval
 from segdeploy.report.scatter import Dot, find_front, scatter_plot
 from segdeploy.report.worth import (
     Measured,
@@ -138,6 +139,20 @@ def test_noise_does_not_make_equal_what_looks_slower() -> None:
     assert dominates(replace(noisy, latency_ms=12.0), FP32)
     small = replace(INT8, latency_ms=30.0, latency_interval=(10.0, 60.0), borders=None)
     assert "where the size of the file counts" in judge_worth([small, FP32])[0].advice
+
+
+def test_the_sentence_does_not_call_slower_what_is_equal_within_noise() -> None:
+    small = replace(FP32, name="small", size_mib=3.0, mean_iou=0.5)
+    near = replace(small, latency_ms=17.2, latency_interval=(17.1, 17.3))
+    for one_of_two in (near, replace(near, latency_ms=16.8, latency_interval=(16.7, 16.9))):
+        for worth, other in zip(
+            judge_worth([one_of_two, FP32]), ("onnx-fp32", "small"), strict=True
+        ):
+            assert f"ms, within noise as fast as {other}, mIoU" in worth.advice
+            assert "slower" not in worth.advice
+            assert "faster" not in worth.advice
+    noisy = replace(small, latency_ms=30.0, latency_interval=(10.0, 60.0))
+    assert "30 ms, too noisy to tell from onnx-fp32, mIoU" in judge_worth([noisy, FP32])[0].advice
 
 
 def test_a_slow_precision_is_held_against_fp32_of_the_same_model_and_contract() -> None:
@@ -259,6 +274,45 @@ def test_median_interval_covers_as_often_as_the_binomial_says(count: int) -> Non
     assert low == count - 1 - high
     assert 1 - 2 * binom.cdf(low, count, 0.5) >= 0.93  # The median lies between these samples.
     assert median_interval(ordered[:5]) is None
+
+
+def test_the_interval_of_a_latency_covers_its_blocks_and_launches() -> None:
+    rng = np.random.default_rng(0)
+    calm = [float(ms) for ms in rng.normal(10.0, 0.1, 1000)]
+    alone = latency_interval(calm)
+    assert alone == median_interval(calm)
+    assert alone is not None
+    # Blocks of 100 calls that stand 5 % apart: the calls of one block are alike.
+    levels = np.repeat([0.95, 1.05, 1.0, 0.95, 1.05, 1.0, 0.95, 1.05, 1.0, 1.0], 100)
+    apart = [float(ms) for ms in np.asarray(calm) * levels]
+    low, high = latency_interval(apart, [100] * 10) or (0.0, 0.0)
+    assert low < 9.6
+    assert high > 10.4
+    narrow = median_interval(apart) or (0.0, 0.0)
+    assert high - low > 3 * (narrow[1] - narrow[0])
+    # Three launches: no order statistics of three give 95 %, so it is their range.
+    steps = [9.0] * 50 + [10.0] * 50 + [11.0] * 51
+    assert latency_interval(steps, [1] * 151, [50, 50, 51]) == (9.0, 11.0)
+    assert latency_interval([9.0] * 10 + [11.0] * 90, [], [100]) == (11.0, 11.0)
+    for odd in ([100] * 9, [100] * 9 + [99], [0, 1000], [-1, 1001], [{}, 1], "x" * 10):
+        assert latency_interval(calm, odd, odd) == alone
+    assert latency_interval([], [], []) is None
+
+
+def test_an_interval_of_the_file_heeds_its_blocks(tmp_path: Path) -> None:
+    _folder(tmp_path, "onnx-fp32", 10.0, 0.6, 4.0, {})
+    file = tmp_path / "onnx-fp32" / "bench.json"
+    plain = json.loads(file.read_text())
+    plain["samples_ms"] = [10.0 + (i // 20) for i in range(200)]  # Ten blocks, one slower each.
+    plain["environment"]["block_sizes"] = [20] * 10
+    file.write_text(json.dumps(plain))
+    (row,) = collect_run(tmp_path).rows
+    assert row.cost.interval_ms == (11.0, 18.0)
+    plain["launches"] = [100, 100]
+    del plain["environment"]["block_sizes"]
+    file.write_text(json.dumps(plain))
+    (row,) = collect_run(tmp_path).rows
+    assert row.cost.interval_ms == (12.0, 17.0)
 
 
 def _folder(run: Path, name: str, ms: float, iou: float, mib: float, options: Any) -> None:
