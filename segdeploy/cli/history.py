@@ -42,7 +42,8 @@ def history(
     if least is None:
         raise ConfigError("--min-change is a share.", hint="Write e.g. 2%.")
     if add:
-        append_history(file, [entry_of_folder(path) for path in add])
+        for entry in append_history(file, [entry_of_folder(path) for path in add]):
+            say(f"note: {file} has this bench of {entry.model}/{entry.artifact} already")
     entries, num_damaged = load_history(file)
     if num_damaged:
         say(f"note: {num_damaged} lines of {file} are no entries")

@@ -28,7 +28,9 @@ def run(
     calibration: Annotated[
         str | None, typer.Option(help="NAME[:ROOT] whose train images choose int8 ranges.")
     ] = None,
-    threads: Annotated[int | None, typer.Option(help="Per runtime; default: all cores.")] = None,
+    threads: Annotated[
+        int | None, typer.Option(help="Per runtime; default: all cores, in a gate the free ones.")
+    ] = None,
     max_slowdown: Annotated[str | None, typer.Option(help="The gate's limit of latency.")] = None,
     budget: Annotated[str | None, typer.Option(help="Time of one gate, e.g. 60s.")] = None,
     history: Annotated[str | None, typer.Option(help="File that gets a line per bench.")] = None,
@@ -47,11 +49,10 @@ def run(
     Exit 1: a check failed; 2 or 4: something could not be done; 3: a gate is inconclusive.
     """
     from segdeploy.frameworks.progress import progress_bars
-    from segdeploy.workflows.junit import run_cases, write_junit
     from segdeploy.workflows.run import plan_run
     from segdeploy.workflows.run import run as run_all
     from segdeploy.workflows.run_config import load_run_config
-    from segdeploy.workflows.summary import render_run, write_summary
+    from segdeploy.workflows.summary import check_outputs
 
     stages = None if only is None else [name.strip() for name in only.split(",")]
     flags: dict[str, dict[str, Any]] = {
@@ -65,11 +66,9 @@ def run(
         planned = plan_run(settings)
         emit([each.to_dict() for each in planned], as_json, lambda: _render_plan(planned))
         return
+    check_outputs(junit, summary)
     with progress_bars() as advance:
         result = run_all(settings, force=force, say=say, progress=advance)
-    if junit is not None:
-        write_junit(junit, run_cases(result))
-    write_summary(render_run(result), summary)
     if result.is_unchanged:
         say("nothing has changed: everything was reused")
     emit(result.to_dict(), as_json, lambda: _render(result))
@@ -77,8 +76,31 @@ def run(
         if outcome.exit_code:
             word = outcome.kind or outcome.status
             say(f"error: {outcome.place}: {word}: {outcome.reason}")
-    if result.exit_code:
-        raise typer.Exit(result.exit_code)
+    is_written = _write(result, junit, summary)
+    code = result.exit_code if is_written or result.exit_code == 1 else 2
+    if code:
+        raise typer.Exit(code)
+
+
+def _write(result: RunResult, junit: Path | None, summary: Path | None) -> bool:
+    """Write what a CI reads; what cannot be written is said, and hides no answer."""
+    from segdeploy.core.errors import ArtifactError
+    from segdeploy.workflows.junit import run_cases, write_junit
+    from segdeploy.workflows.summary import render_run, write_summary
+
+    is_written = True
+    try:
+        if junit is not None:
+            write_junit(junit, run_cases(result))
+    except ArtifactError as error:
+        say(f"error: {error}")
+        is_written = False
+    try:
+        write_summary(render_run(result), summary)
+    except ArtifactError as error:
+        say(f"error: {error}")
+        is_written = False
+    return is_written
 
 
 def _render_plan(planned: list[PlannedArtifact]) -> None:

@@ -2,13 +2,12 @@
 
 Lines are appended under a lock, so that several jobs may share a file. The machine's fingerprint
 leaves the versions of runtimes out here (they stand in the entry): a runtime's upgrade is one of
-the things that make a step.
+the things that make a step. A bench counts once: noted twice, it would weigh as two runs.
 """
 
 from __future__ import annotations
 
 import fcntl
-import os
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
@@ -54,7 +53,13 @@ class HistoryEntry:
     spread_ms: float
     peak_memory_mib: float | None
     versions: dict[str, str] = field(default_factory=dict)
+    bench_run: str | None = None
     schema_version: int = 1
+
+    @property
+    def bench(self) -> tuple[str, str, str] | None:
+        """What two entries of one and the same bench share; None where it has no name."""
+        return None if self.bench_run is None else (self.bench_run, self.artifact, self.digest)
 
     @property
     def series(self) -> tuple[Any, ...]:
@@ -96,6 +101,7 @@ def history_entry(result: BenchResult, model: str, repository: Path | None = Non
         spread_ms=float(high - low),
         peak_memory_mib=result.peak_memory_mib,
         versions=fingerprint(environment)["runtimes"],
+        bench_run=environment.get("bench_run"),
     )
 
 
@@ -119,20 +125,32 @@ def entry_of_folder(path: Path) -> HistoryEntry:
     return history_entry(result, folder.path.resolve().parent.name)
 
 
-def append_history(file: Path, entries: Sequence[HistoryEntry]) -> None:
+def append_history(file: Path, entries: Sequence[HistoryEntry]) -> list[HistoryEntry]:
     """Add lines to a history; the file and its folder are made if absent.
+
+    Returns:
+        The entries that were left out, since their bench stands there already.
 
     Raises:
         ArtifactError: If it cannot be written.
     """
-    lines = b"".join(msgspec.json.encode(entry) + b"\n" for entry in entries)
     with write_errors(file):
         file.parent.mkdir(parents=True, exist_ok=True)
         with file.open("ab+") as stream:
             fcntl.flock(stream, fcntl.LOCK_EX)
-            if stream.tell() and os.pread(stream.fileno(), 1, stream.tell() - 1) != b"\n":
+            stream.seek(0)
+            there = stream.read()
+            known = {entry.bench for entry in _decode(there.splitlines())}
+            added: list[HistoryEntry] = []
+            left_out: list[HistoryEntry] = []
+            for entry in entries:
+                is_known = entry.bench is not None and entry.bench in known
+                (left_out if is_known else added).append(entry)
+                known.add(entry.bench)
+            if there and not there.endswith(b"\n"):
                 stream.write(b"\n")  # A line that a killed job left unfinished stays alone.
-            stream.write(lines)
+            stream.writelines(msgspec.json.encode(entry) + b"\n" for entry in added)
+    return left_out
 
 
 def load_history(file: Path) -> tuple[list[HistoryEntry], int]:
@@ -149,6 +167,14 @@ def load_history(file: Path) -> tuple[list[HistoryEntry], int]:
             hint='Set [history] file = "bench.jsonl", or add a bench: '
             "segdeploy history FILE --add RUN/onnx-fp32.",
         ) from error
+    entries = _decode(lines)
+    if lines and not entries:
+        raise DataError(f"No line of {file} is a history entry.")
+    return entries, len(lines) - len(entries)
+
+
+def _decode(lines: Sequence[bytes]) -> list[HistoryEntry]:
+    """Return the lines that are entries."""
     entries = []
     for line in lines:
         try:
@@ -157,6 +183,4 @@ def load_history(file: Path) -> tuple[list[HistoryEntry], int]:
             continue
         if entry.p50_ms > 0:
             entries.append(entry)
-    if lines and not entries:
-        raise DataError(f"No line of {file} is a history entry.")
-    return entries, len(lines) - len(entries)
+    return entries

@@ -22,10 +22,20 @@ from segdeploy.core.errors import ConfigError, SegDeployError
 from segdeploy.core.lock import run_lock
 from segdeploy.core.session import check_device
 from segdeploy.core.target import ExportTarget
-from segdeploy.data import VAL, open_dataset
+from segdeploy.data import TRAIN, VAL, open_dataset
+from segdeploy.export import ForeignOptions
+from segdeploy.graph.policy import load_policy
+from segdeploy.workflows.history import append_history
 from segdeploy.workflows.run_baseline import check_baseline, check_matches
 from segdeploy.workflows.run_config import RunConfig
-from segdeploy.workflows.run_export import Progress, Work, export_model, plan_or_export
+from segdeploy.workflows.run_export import (
+    Progress,
+    Work,
+    export_model,
+    in_words_of_the_file,
+    is_int8,
+    plan_or_export,
+)
 from segdeploy.workflows.run_memory import Memory
 from segdeploy.workflows.run_result import RunResult, StageOutcome
 from segdeploy.workflows.run_stages import (
@@ -35,7 +45,7 @@ from segdeploy.workflows.run_stages import (
     gate_artifact,
     report_model,
 )
-from segdeploy.workflows.run_tables import ModelTable, Stage
+from segdeploy.workflows.run_tables import ModelTable, Stage, folder_name
 
 
 def run(
@@ -59,9 +69,13 @@ def run(
     Raises:
         ConfigError: If a setting is wrong; nothing has been started then.
         DataError: If a data set is not there.
+        ArtifactError: If `out` or the history cannot be written.
         RunLockedError: If another process works in `out`.
     """
     check_run(config)
+    is_measured = any(Stage.BENCH in config.stages_of(model) for model in config.model)
+    if is_measured and config.history.file is not None:
+        append_history(Path(config.history.file), [])
     start = time.perf_counter()
     out = Path(config.run.out)
     with run_lock(out):
@@ -96,7 +110,7 @@ def check_run(config: RunConfig) -> None:
     check_device(config.run.device)
     is_gated = any(Stage.GATE in config.stages_of(model) for model in config.model)
     if is_gated and config.gate.baseline is not None:
-        check_baseline(Path(config.gate.baseline))
+        check_baseline(Path(config.gate.baseline), Path(config.run.out))
     for model in config.model:
         for target in model.targets:
             BACKENDS.get(ExportTarget.parse(target).backend)
@@ -109,16 +123,48 @@ def check_run(config: RunConfig) -> None:
         if (data := config.data_of(model)) is not None:
             is_scored = Stage.EVALUATE in config.stages_of(model)
             open_dataset(data, config.evaluate.split if is_scored else VAL)
+        _check_int8(config, model)
+        _check_foreign(model)
+
+
+def _check_int8(config: RunConfig, model: ModelTable) -> None:
+    calibration = config.calibration_of(model)
+    for target in filter(is_int8, model.targets):
+        if calibration is None:
+            raise ConfigError(
+                f"[[model]] {model.label}: {target} needs images to choose its ranges from.",
+                hint='Set calibration = "NAME[:ROOT]", whose train split they are taken from.',
+            )
+        load_policy(model.int8_policy, ExportTarget.parse(target).backend)
+    if calibration is not None and model.targets:
+        open_dataset(calibration, TRAIN)
+
+
+def _check_foreign(model: ModelTable) -> None:
+    source = Path(model.checkpoint or "")
+    said = model.onnx or ForeignOptions()
+    missing = [name for name in ("scale", "mean", "std") if getattr(said, name) is None]
+    if source.is_file() and missing:
+        raise ConfigError(
+            f"[[model]] {model.label}: how pixels become the input of {source} is not in the file, "
+            f"and {', '.join(missing)} of `onnx` not given.",
+            hint="The input is (pixel x scale - mean) / std, pixel 0..255. Usual for PyTorch:\n"
+            "onnx = { scale = 0.00392156862745098, mean = [0.485, 0.456, 0.406], "
+            "std = [0.229, 0.224, 0.225] }",
+        )
 
 
 def _run_model(work: Work, model: ModelTable) -> None:
+    stages = work.config.stages_of(model)
+    if not stages:
+        return
     try:
         paths = export_model(work, model)
     except SegDeployError as error:  # Nothing of this model can be read.
         work.say(f"{model.label}: {error.message}")
-        work.memory.keep(StageOutcome.of_error(model.label, "", "export", error))
+        told = in_words_of_the_file(error)
+        work.memory.keep(StageOutcome.of_error(model.label, "", "export", told))
         return
-    stages = work.config.stages_of(model)
     if Stage.EVALUATE in stages:
         for path in paths:
             evaluate_artifact(work, model, path)
@@ -157,9 +203,9 @@ def plan_run(config: RunConfig) -> list[PlannedArtifact]:
     """
     check_run(config)
     planned = []
-    for model in config.model:
+    for model in filter(config.stages_of, config.model):
         stages = tuple(map(str, config.stages_of(model)))
-        rows = [(Path(place).absolute().name, "copy") for place in model.artifacts]
+        rows = [(folder_name(place), "copy") for place in model.artifacts]
         rows += [
             _plan(config, model, target, size) for size in model.sizes for target in model.targets
         ]

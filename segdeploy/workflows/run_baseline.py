@@ -17,16 +17,22 @@ from segdeploy.workflows.run_result import StageOutcome, Status
 NO_COUNTERPART = "no counterpart"
 
 
-def check_baseline(root: Path) -> None:
-    """Check that a baseline is there.
+def check_baseline(root: Path, out: Path) -> None:
+    """Check that a baseline is there, and is not what the run itself writes.
 
     Raises:
-        ConfigError: If it is no folder.
+        ConfigError: If it is no folder, or lies in `out`: an artifact compared with itself passes.
     """
     if not root.is_dir():
         raise ConfigError(
             f"The baseline {root} is no folder.",
             hint="Give the folder of an earlier run (its `out`), or an artifact of one.",
+        )
+    if root.resolve().is_relative_to(out.resolve()):
+        raise ConfigError(
+            f"The baseline {root} lies in {out}, which this run writes: each artifact would be "
+            "compared with itself.",
+            hint="Give this run another --out, or the folder of an earlier run as the baseline.",
         )
 
 

@@ -14,8 +14,9 @@ from __future__ import annotations
 
 import difflib
 import json
+import math
 import tomllib
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, field, fields, is_dataclass
 from pathlib import Path
 from typing import Any, cast
@@ -56,8 +57,12 @@ class RunConfig:
             raise ConfigError(
                 f"Two [[model]] are called {twice[0]}.", hint="Give each a name of its own."
             )
-        for model in self.model:
-            self.stages_of(model)
+        stages = [self.stages_of(model) for model in self.model]
+        if not any(stages):
+            raise ConfigError(
+                "No [[model]] has a stage left to do.", hint="See stages, and --only."
+            )
+        self.gate.plan(self.bench, "cpu", None)
 
     def stages_of(self, model: ModelTable) -> tuple[Stage, ...]:
         """Return the stages of a model, in order.
@@ -90,6 +95,8 @@ class RunConfig:
 def load_run_config(path: Path, overrides: Mapping[str, Mapping[str, Any]]) -> RunConfig:
     """Return the settings of a file with flags on top; None flags do not count.
 
+    The stages of a flag leave out those of every `[[model]]`, even where it says its own.
+
     Args:
         path: `segdeploy.toml`.
         overrides: By table: `{"gate": {"baseline": "runs/base"}}`.
@@ -99,6 +106,7 @@ def load_run_config(path: Path, overrides: Mapping[str, Mapping[str, Any]]) -> R
     """
     plain = _read_toml(path)
     _check_keys(plain, RunConfig, str(path))
+    _check_finite(plain, str(path))
     for table, settings in overrides.items():
         given = {name: value for name, value in settings.items() if value is not None}
         if given:
@@ -109,6 +117,8 @@ def load_run_config(path: Path, overrides: Mapping[str, Mapping[str, Any]]) -> R
             hint='Set [run] out = "runs/NAME", or --out.',
         )
     plain.setdefault("model", [])
+    if (only := overrides.get("run", {}).get("stages")) is not None:
+        _leave_out(plain["model"], only)
     try:
         return msgspec.convert(plain, RunConfig)
     except msgspec.ValidationError as error:
@@ -152,6 +162,25 @@ def _check_keys(plain: Mapping[str, Any], kind: type, where: str) -> None:
                 _check_keys(each, _TABLES[key], f"{where}: [{key}]")
 
 
+def _check_finite(value: Any, where: str) -> None:
+    """Refuse `inf` and `nan`, which TOML has and no setting means."""
+    if isinstance(value, float) and not math.isfinite(value):
+        raise ConfigError(f"{where} is {value}.", hint="Write a finite number.")
+    if isinstance(value, Mapping):
+        for key, each in value.items():
+            _check_finite(each, f"{where}: {key}")
+    if isinstance(value, list):
+        for each in value:
+            _check_finite(each, where)
+
+
+def _leave_out(models: Any, only: Collection[str]) -> None:
+    for model in models if isinstance(models, list) else ():
+        stages = model.get("stages") if isinstance(model, dict) else None
+        if isinstance(stages, list):
+            model["stages"] = [stage for stage in stages if stage in only]
+
+
 def run_toml(config: RunConfig) -> bytes:
     """Return the resolved settings as TOML; those that are None are left out."""
     parts = []
@@ -159,7 +188,7 @@ def run_toml(config: RunConfig) -> bytes:
         tables = value if isinstance(value, list) else [value]
         head = f"[[{name}]]" if isinstance(value, list) else f"[{name}]"
         parts += ["\n".join([head, *_lines(table)]) for table in tables]
-    return ("\n\n".join(parts) + "\n").encode()
+    return ("\n\n".join(parts) + "\n").encode(errors="replace")
 
 
 def _lines(table: Mapping[str, Any]) -> list[str]:
@@ -169,7 +198,8 @@ def _lines(table: Mapping[str, Any]) -> list[str]:
 def _value(value: object) -> str:
     if isinstance(value, Mapping):
         return "{ " + ", ".join(_lines(value)) + " }"
-    return json.dumps(value)
+    # JSON's escapes are TOML's, but for pairs of surrogates and the one control character above.
+    return json.dumps(value, ensure_ascii=False, allow_nan=False).replace("\x7f", "\\u007f")
 
 
 def _plain(value: Any) -> Any:

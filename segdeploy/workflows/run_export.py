@@ -10,22 +10,31 @@ from __future__ import annotations
 import shutil
 import time
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 
-import segdeploy
 from segdeploy.backends import find_backend
-from segdeploy.core.errors import ArtifactError, BackendUnavailableError, SegDeployError
-from segdeploy.core.files import digest_of, replacing_directory
+from segdeploy.core.errors import (
+    ArtifactError,
+    BackendUnavailableError,
+    ConfigError,
+    SegDeployError,
+    UnsupportedTargetError,
+)
+from segdeploy.core.files import replacing_directory
 from segdeploy.core.folder import MANIFEST, Artifact, load_artifact, load_folder
 from segdeploy.core.lock import run_lock
 from segdeploy.core.sizes import parse_sizes
+from segdeploy.core.target import ExportTarget, Precision
+from segdeploy.data import VAL
 from segdeploy.export import ExportOutcome, ForeignOptions, export
 from segdeploy.export.foreign import plan_import
+from segdeploy.graph.policy import DEFAULT
 from segdeploy.workflows.run_config import RunConfig
+from segdeploy.workflows.run_keys import data_key, stage_key
 from segdeploy.workflows.run_memory import Memory
 from segdeploy.workflows.run_result import StageOutcome, Status
-from segdeploy.workflows.run_tables import ModelTable, Stage
+from segdeploy.workflows.run_tables import ModelTable, Stage, folder_name
 
 PARITY = "parity.json"
 Progress = Callable[[str, float, float | None], None]
@@ -41,16 +50,23 @@ class Work:
     force: bool
     say: Callable[[str], object]
     progress: Progress
+    _data_keys: dict[tuple[str | None, str], str] = field(default_factory=dict)
 
     def folder(self, model: ModelTable) -> Path:
         """Return the run folder of one model."""
         return self.out / model.label
 
+    def data_key(self, spec: str | None, split: str) -> str:
+        """Return what changes when the data do; they are looked at once in a run."""
+        if (spec, split) not in self._data_keys:
+            self._data_keys[spec, split] = data_key(spec, split)
+        return self._data_keys[spec, split]
+
 
 def export_model(work: Work, model: ModelTable) -> list[Path]:
     """Export and verify (or copy, or only find) artifacts; return those that are there."""
     is_asked = Stage.EXPORT in work.config.stages_of(model)
-    found = []
+    found: list[Path] = []
     if is_asked:
         _take_foreign(work, model)
     makers = _copies(work, model) if model.artifacts else _exports(work, model, is_asked=is_asked)
@@ -58,10 +74,16 @@ def export_model(work: Work, model: ModelTable) -> list[Path]:
         start = time.perf_counter()
         try:
             outcome = make()
+            if outcome.path in found:
+                raise ConfigError(
+                    f"{outcome.path} is that of another target or size as well.",
+                    hint="A model of one size has one artifact for all sizes: leave one out.",
+                )
         except SegDeployError as error:
             seconds = time.perf_counter() - start
             work.say(f"{model.label}/{name}: {error.message}")
-            kept = StageOutcome.of_error(model.label, name, "export", error, seconds)
+            told = in_words_of_the_file(error)
+            kept = StageOutcome.of_error(model.label, name, "export", told, seconds)
             work.memory.keep(kept)
             continue
         found.append(outcome.path)
@@ -69,6 +91,18 @@ def export_model(work: Work, model: ModelTable) -> list[Path]:
             work.memory.keep(_exported(model, outcome))
             _verify(work, model, outcome.path)
     return found
+
+
+def in_words_of_the_file(error: SegDeployError) -> SegDeployError:
+    """Return an error that names flags with a hint at where segdeploy.toml says the same."""
+    is_of_settings = isinstance(error, (ConfigError, UnsupportedTargetError))
+    if not is_of_settings or "--" not in str(error):
+        return error
+    hint = (
+        "In segdeploy.toml these are keys: calibration of [run]; sizes, input, output, int8_policy "
+        'of [[model]]; those of a foreign file stand in its onnx = { task = "multilabel", ... }.'
+    )
+    return type(error)(error.message, hint=f"{error.hint}\n{hint}".strip())
 
 
 _Maker = tuple[str, Callable[[], ExportOutcome]]
@@ -107,7 +141,7 @@ def plan_or_export(
         Path(config.run.out) / model.label,
         calibration=config.calibration_of(model),
         num_calibration_images=config.run.calibration_images,
-        int8_policy=model.int8_policy,
+        int8_policy=model.int8_policy if is_int8(target) else DEFAULT,
         io=model.io,
         size=parse_sizes(size),
         force=work is not None and work.force,
@@ -116,6 +150,11 @@ def plan_or_export(
         report=None if work is None else work.say,
         foreign=model.onnx if is_foreign else None,
     )[0]
+
+
+def is_int8(target: str) -> bool:
+    """Return whether a target has ranges to choose."""
+    return ExportTarget.parse(target).precision is Precision.INT8
 
 
 def _take_foreign(work: Work, model: ModelTable) -> None:
@@ -136,9 +175,9 @@ def _copies(work: Work, model: ModelTable) -> Iterator[_Maker]:
     for text in model.artifacts:
 
         def make(source: Path = Path(text)) -> ExportOutcome:
-            return _copy(source, work.folder(model) / source.absolute().name)
+            return _copy(source, work.folder(model) / folder_name(str(source)))
 
-        yield Path(text).absolute().name, make
+        yield folder_name(text), make
 
 
 def _copy(source: Path, place: Path) -> ExportOutcome:
@@ -183,7 +222,7 @@ def _verify(work: Work, model: ModelTable, path: Path) -> None:
         work.memory.keep(replace(outcome, reused=True))
         return
     data = work.config.data_of(model) or work.config.calibration_of(model)
-    key = digest_of(["verify", segdeploy.__version__, artifact.manifest.digest, data])
+    key = stage_key("verify", artifact.manifest.digest, work.data_key(data, VAL))
     work.memory.settle(
         outcome.place, key, path / PARITY, lambda: _judge(work, outcome, artifact, data)
     )

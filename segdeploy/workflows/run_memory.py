@@ -1,8 +1,8 @@
 """What a run already knows: `run.json`, written after every stage, so that a killed run goes on.
 
-A stage is taken as it stands when its key (the digest of all it depended on) is the same and it
-came to an answer: passed or failed. A failed check is not tried again until it passes; an error or
-an inconclusive gate is.
+A stage is taken as it stands when its key (the digest of all it depended on) is the same, its
+result file is still the one that it wrote, and it came to an answer: passed or failed.
+A failed check is not tried again until it passes; an error or an inconclusive gate is.
 """
 
 from __future__ import annotations
@@ -19,6 +19,7 @@ from segdeploy.core.files import write_bytes, write_json
 from segdeploy.core.gate import GateResult
 from segdeploy.core.results import read_result
 from segdeploy.workflows.run_config import RESOLVED, RunConfig, run_toml
+from segdeploy.workflows.run_keys import file_key
 from segdeploy.workflows.run_result import StageOutcome, Status
 
 MEMORY, GATE = "run.json", "gate.json"
@@ -35,22 +36,20 @@ class Memory:
         self.outcomes: list[StageOutcome] = []
         write_bytes(out / RESOLVED, run_toml(config))
 
-    def knows(self, place: str, key: str) -> bool:
-        """Return whether a place has an answer by this key, whatever `force` says."""
-        known = self._known.get(place)
-        return known is not None and known.key == key and known.status in _ANSWERS
-
     def find(self, place: str, key: str, file: Path) -> StageOutcome | None:
         """Return the answer of an earlier run that is still good, or None.
 
         Args:
             place: Of the stage.
             key: What it would depend on now.
-            file: The result that must still be there.
+            file: The result, which must still be that of this answer.
         """
-        if self._force or not self.knows(place, key) or not file.is_file():
+        known = self._known.get(place)
+        if self._force or known is None or known.status not in _ANSWERS or known.key != key:
             return None
-        found = replace(self._known[place], reused=True, seconds=0.0)
+        if not known.result or known.result != file_key(file):
+            return None
+        found = replace(known, reused=True, seconds=0.0)
         return found if found.stage != "gate" else _with_gate(found, file)
 
     def keep(self, outcome: StageOutcome) -> StageOutcome:
@@ -62,12 +61,16 @@ class Memory:
             write_json(self._out / MEMORY, {"schema_version": 1, "stages": plain})
         return outcome
 
+    def keep_result(self, outcome: StageOutcome, key: str, file: Path) -> StageOutcome:
+        """Take an outcome that was just found under this key, and wrote this file."""
+        return self.keep(replace(outcome, key=key, result=file_key(file)))
+
     def settle(
         self, place: str, key: str, file: Path, work: Callable[[], StageOutcome]
     ) -> StageOutcome:
         """Return what is known of a place, else the work's outcome, kept under this key."""
         found = self.find(place, key, file)
-        return self.keep(found if found is not None else replace(work(), key=key))
+        return self.keep_result(work(), key, file) if found is None else self.keep(found)
 
 
 def _read(out: Path) -> dict[str, StageOutcome]:

@@ -36,8 +36,8 @@ class StageOutcome:
     """One stage of one artifact (or of a model as a whole: `report`, where `artifact` is empty).
 
     `reason` is one sentence; `exit_code` is what it adds to the run's. `key` is the digest of all
-    that the stage depended on: equal key, same work. `values` are what a table shows: `mean_iou`,
-    `p50_ms`, `flip_rate`.
+    that the stage depended on: equal key, same work. `result` is the sha256 of the file that it
+    wrote. `values` are what a table shows: `mean_iou`, `p50_ms`, `flip_rate`.
     """
 
     model: str
@@ -50,6 +50,7 @@ class StageOutcome:
     seconds: float = 0.0
     reused: bool = False
     key: str = ""
+    result: str = ""
     values: dict[str, float | None] = field(default_factory=dict)
     gate: GateResult | None = None
 

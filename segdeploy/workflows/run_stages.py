@@ -10,35 +10,24 @@ from __future__ import annotations
 import time
 from collections.abc import Sequence
 from dataclasses import replace
-from functools import cache
 from pathlib import Path
-from typing import Any
 
-import segdeploy
-from segdeploy.bench import BenchPlan, measure_interleaved
+from segdeploy.bench import measure_interleaved
 from segdeploy.core.errors import SegDeployError
-from segdeploy.core.files import digest_of
 from segdeploy.core.folder import ModelFolder, load_folder
 from segdeploy.core.gate import GateResult
-from segdeploy.core.results import BenchResult, read_result
-from segdeploy.core.sizes import parse_size
-from segdeploy.measure import describe_environment
-from segdeploy.measure.fingerprint import fingerprint
-from segdeploy.workflows.gate import GatePlan, gate
+from segdeploy.core.results import BenchResult
+from segdeploy.data import VAL
+from segdeploy.workflows.gate import gate
 from segdeploy.workflows.history import append_history, history_entry
 from segdeploy.workflows.run_baseline import NO_COUNTERPART, find_baseline
 from segdeploy.workflows.run_export import Work
+from segdeploy.workflows.run_keys import file_key, machine_key, results_key, stage_key
 from segdeploy.workflows.run_memory import GATE
 from segdeploy.workflows.run_result import StageOutcome, Status
 from segdeploy.workflows.run_tables import ModelTable
 
 EVAL, BENCH, PAGE = "eval.json", "bench.json", "report.html"
-
-
-@cache
-def machine_key() -> str:
-    """Return the digest of what makes times of this machine comparable."""
-    return digest_of(fingerprint(describe_environment()))
 
 
 def evaluate_artifact(work: Work, model: ModelTable, path: Path) -> None:
@@ -47,7 +36,8 @@ def evaluate_artifact(work: Work, model: ModelTable, path: Path) -> None:
 
     data, table = work.config.data_of(model) or "", work.config.evaluate
     empty = _empty(model, path, "evaluate")
-    key = digest_of(["evaluate", segdeploy.__version__, _digest(path), data, str(table)])
+    seen, device = work.data_key(data, table.split), work.config.run.device
+    key = stage_key("evaluate", _digest(path), seen, str(table), device)
 
     def score() -> StageOutcome:
         start = time.perf_counter()
@@ -81,27 +71,22 @@ def bench_model(work: Work, model: ModelTable, paths: Sequence[Path]) -> None:
     """Measure a model's artifacts side by side, unless nothing of it has changed."""
     table = work.config.bench
     digests = [_digest(path) for path in paths]
-    key = digest_of(["bench", segdeploy.__version__, digests, str(table), machine_key()])
+    key = stage_key("bench", digests, str(table), work.config.run.device, machine_key())
     known = [work.memory.find(_empty(model, p, "bench").place, key, p / BENCH) for p in paths]
     reused = [each for each in known if each is not None]
     if len(reused) == len(paths):
         for outcome in reused:
             work.memory.keep(outcome)
         return
-    for outcome in _measure(work, model, paths):
-        work.memory.keep(replace(outcome, key=key))
+    for path, outcome in zip(paths, _measure(work, model, paths), strict=True):
+        work.memory.keep_result(outcome, key, path / BENCH)
 
 
 def _measure(work: Work, model: ModelTable, paths: Sequence[Path]) -> list[StageOutcome]:
-    table = work.config.bench
     work.say(f"{model.label}: bench of {', '.join(path.name for path in paths)}")
     start = time.perf_counter()
     try:
-        plan = BenchPlan(
-            size=parse_size(table.size), batch_size=table.batch_size, threads=table.threads,
-            device=work.config.run.device, seconds=table.seconds, warmup_s=table.warmup,
-            end_to_end=table.end_to_end, launches=table.launches,
-        )  # fmt: skip
+        plan = work.config.bench.plan(work.config.run.device)
         found = measure_interleaved(
             paths, plan, progress=lambda done: work.progress(f"bench {model.label}", done, 1.0)
         )
@@ -109,17 +94,22 @@ def _measure(work: Work, model: ModelTable, paths: Sequence[Path]) -> list[Stage
         return [_failed(work, _empty(model, path, "bench"), error, start) for path in paths]
     results = {Path(result.path): result for result in found.results}
     errors = iter(found.failures)  # In the order of those that have no result.
-    outcomes = [
-        _benched(_empty(model, path, "bench"), results[path], start)
+    return [
+        _benched(work, _empty(model, path, "bench"), results[path], start)
         if path in results
         else _failed(work, _empty(model, path, "bench"), next(errors), start)
         for path in paths
     ]
-    _remember(work, model, found.results)
-    return outcomes
 
 
-def _benched(empty: StageOutcome, result: BenchResult, start: float) -> StageOutcome:
+def _benched(work: Work, empty: StageOutcome, result: BenchResult, start: float) -> StageOutcome:
+    """Return the outcome of a bench; one that its history does not hold is done again."""
+    try:
+        if work.config.history.file is not None:
+            entry = history_entry(result, empty.model)
+            append_history(Path(work.config.history.file), [entry])
+    except SegDeployError as error:
+        return _failed(work, empty, error, start)
     p50 = result.latency_ms["p50"]
     shown = "unknown" if p50 is None else f"{p50:.2f} ms"
     return replace(
@@ -128,17 +118,12 @@ def _benched(empty: StageOutcome, result: BenchResult, start: float) -> StageOut
     )  # fmt: skip
 
 
-def _remember(work: Work, model: ModelTable, results: Sequence[BenchResult]) -> None:
-    if work.config.history.file is not None:
-        entries = [history_entry(result, model.label) for result in results]
-        append_history(Path(work.config.history.file), entries)
-
-
 def gate_artifact(work: Work, model: ModelTable, path: Path) -> None:
     """Compare an artifact with the one of the same name in the baseline."""
     empty = _empty(model, path, "gate")
     try:
-        baseline = find_baseline(Path(work.config.gate.baseline or ""), model.label, path)
+        place = find_baseline(Path(work.config.gate.baseline or ""), model.label, path)
+        baseline = None if place is None else load_folder(place)  # A damaged one decides nothing.
     except SegDeployError as error:
         work.memory.keep(_failed(work, empty, error, time.perf_counter()))
         return
@@ -152,22 +137,20 @@ def gate_artifact(work: Work, model: ModelTable, path: Path) -> None:
         return
     work.memory.settle(
         empty.place,
-        _gate_key(work, baseline, path),
+        _gate_key(work, model, baseline, path),
         path / GATE,
-        lambda: _compare(work, empty, baseline, path, work.config.data_of(model)),
+        lambda: _compare(work, empty, baseline.path, path, work.config.data_of(model)),
     )
 
 
-def _gate_key(work: Work, baseline: Path, path: Path) -> str:
-    try:
-        sides: list[Any] = [
-            [_digest(side), (read_result(side / EVAL) or {}).get("mean_iou")]
-            for side in (baseline, path)
-        ]
-    except SegDeployError:
-        return ""  # The gate itself says what is wrong with it.
+def _gate_key(work: Work, model: ModelTable, baseline: ModelFolder, path: Path) -> str:
+    sides = [
+        (baseline.manifest.digest, file_key(baseline.path / EVAL)),
+        (_digest(path), file_key(path / EVAL)),
+    ]
     settings = str(work.config.gate), str(work.config.bench), work.config.run.device
-    return digest_of(["gate", segdeploy.__version__, sides, settings, machine_key()])
+    seen = work.data_key(work.config.data_of(model), VAL)
+    return stage_key("gate", sides, settings, seen, machine_key())
 
 
 def _has_failed(work: Work, model: ModelTable, path: Path) -> bool:
@@ -181,12 +164,8 @@ def _compare(
     config = work.config
     work.say(f"{empty.model}/{empty.artifact}: gate against {baseline}")
     start = time.perf_counter()
-    plan = GatePlan(
-        size=parse_size(config.bench.size), batch_size=config.bench.batch_size,
-        threads=config.bench.threads, device=config.run.device, budget_s=config.gate.budget_s,
-        streams=config.gate.streams, data=data,
-    )  # fmt: skip
     try:
+        plan = config.gate.plan(config.bench, config.run.device, data)
         result: GateResult = gate(
             baseline, path, plan=plan, limits=config.gate.limits,
             progress=lambda done: work.progress(f"gate {empty.artifact}", done, 1.0), save=True,
@@ -202,10 +181,8 @@ def report_model(work: Work, model: ModelTable) -> None:
     from segdeploy.report import report
 
     empty = StageOutcome(model=model.label, artifact="", stage="report", status=Status.PASSED)
-    outcomes = [o for o in work.memory.outcomes if o.model == model.label]
-    is_old = all(o.reused or o.status is Status.SKIPPED for o in outcomes)
-    key = "report"
-    page = work.folder(model) / PAGE
+    keys = [(o.place, o.key) for o in work.memory.outcomes if o.model == model.label]
+    key = stage_key("report", keys, results_key(work.folder(model)))
 
     def write() -> StageOutcome:
         start = time.perf_counter()
@@ -215,10 +192,7 @@ def report_model(work: Work, model: ModelTable) -> None:
             return _failed(work, empty, error, start)
         return replace(empty, reason=str(written), seconds=time.perf_counter() - start)
 
-    if is_old:
-        work.memory.settle(empty.place, key, page, write)
-    else:
-        work.memory.keep(replace(write(), key=key))
+    work.memory.settle(empty.place, key, work.folder(model) / PAGE, write)
 
 
 def _empty(model: ModelTable, path: Path, stage: str) -> StageOutcome:

@@ -2,17 +2,20 @@
 
 from __future__ import annotations
 
+import os
+from collections.abc import Sequence
 from dataclasses import dataclass, fields
 from enum import StrEnum
 from pathlib import Path
 
-from segdeploy.bench.plan import SECONDS, WARM_UP_S
+from segdeploy.bench.plan import SECONDS, WARM_UP_S, BenchPlan
 from segdeploy.core.contract import InputKind, IoContract, OutputKind
 from segdeploy.core.errors import ConfigError
 from segdeploy.core.limits import GateLimits, parse_seconds
 from segdeploy.core.sizes import parse_size, parse_sizes
 from segdeploy.core.target import ExportTarget
 from segdeploy.export.foreign import ForeignOptions
+from segdeploy.workflows.gate import GatePlan
 
 
 class Stage(StrEnum):
@@ -35,6 +38,12 @@ class RunTable:
     calibration_images: int = 32
     stages: tuple[Stage, ...] | None = None
     device: str = "cpu"
+
+    def __post_init__(self) -> None:
+        if self.calibration_images < 1:
+            raise ConfigError(
+                f"calibration_images must be at least 1, found {self.calibration_images}."
+            )
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -71,10 +80,9 @@ class ModelTable:
                 else f"The [[model]] {self.label} has ready artifacts, and targets.",
                 hint='Set targets = ["onnx-fp32", ...] beside a checkpoint.',
             )
-        for target in self.targets:
-            ExportTarget.parse(target)
-        for size in self.sizes:
-            parse_sizes(size)
+        _refuse_twice("target", self.targets, [ExportTarget.parse(each) for each in self.targets])
+        _refuse_twice("size", self.sizes, [parse_sizes(each) for each in self.sizes])
+        _refuse_twice("artifact", self.artifacts, [folder_name(each) for each in self.artifacts])
         if not self.label or self.label.startswith(".") or set(self.label) & set("/\\\0"):
             raise ConfigError(f"'{self.label}' is no name of a folder.", hint="Set another name.")
 
@@ -92,12 +100,31 @@ class ModelTable:
         return IoContract(self.input, self.output)
 
 
+def folder_name(place: str) -> str:
+    """Return the name that a ready artifact keeps within the run, however its place is written."""
+    return Path(os.path.normpath(Path(place).absolute())).name
+
+
+def _refuse_twice(what: str, texts: Sequence[str], meant: Sequence[object]) -> None:
+    """Refuse what comes to one and the same folder: the later one would take the other's place."""
+    for text, each in zip(texts, meant, strict=True):
+        if meant.count(each) > 1:
+            raise ConfigError(
+                f"A [[model]] has the {what} {text} twice: both would be one folder of the run.",
+                hint="Leave one out, or make it a [[model]] with a name of its own.",
+            )
+
+
 @dataclass(frozen=True, kw_only=True)
 class EvaluateTable:
     """`[evaluate]`."""
 
     split: str = "val"
     limit: int | None = None
+
+    def __post_init__(self) -> None:
+        if self.limit is not None and self.limit < 1:
+            raise ConfigError(f"[evaluate] limit must be at least 1, found {self.limit}.")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -113,7 +140,15 @@ class BenchTable:
     end_to_end: bool = False
 
     def __post_init__(self) -> None:
-        parse_size(self.size)
+        self.plan("cpu")
+
+    def plan(self, device: str) -> BenchPlan:
+        """Return what a bench is asked to do."""
+        return BenchPlan(
+            size=parse_size(self.size), batch_size=self.batch_size, threads=self.threads,
+            device=device, seconds=self.seconds, warmup_s=self.warmup,
+            end_to_end=self.end_to_end, launches=self.launches,
+        )  # fmt: skip
 
 
 _Limit = str | float | bool | None
@@ -134,7 +169,7 @@ class GateTable:
     mean_iou: _Limit = None
 
     def __post_init__(self) -> None:
-        _ = self.limits, self.budget_s
+        _ = self.limits, self.plan(BenchTable(), "cpu", None)
 
     @property
     def limits(self) -> GateLimits:
@@ -146,6 +181,13 @@ class GateTable:
     def budget_s(self) -> float:
         """The time of one gate in seconds."""
         return parse_seconds(self.budget)
+
+    def plan(self, bench: BenchTable, device: str, data: str | None) -> GatePlan:
+        """Return what a gate is asked to do: `[bench]` says on which input and with what."""
+        return GatePlan(
+            size=parse_size(bench.size), batch_size=bench.batch_size, threads=bench.threads,
+            device=device, budget_s=self.budget_s, streams=self.streams, data=data,
+        )  # fmt: skip
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -19,8 +19,12 @@ from segdeploy.workflows.gate import GatePlan
 pytest_plugins = ["pytester"]
 PLUGIN = "segdeploy.cli.pytest_plugin"
 # Installed, the entry point brings the plugin as `segdeploy`: blocked here, so that it is not
-# registered twice, whether or not this tree is installed.
-LOAD = ("-p", "no:segdeploy", "-p", PLUGIN, "-p", "no:cacheprovider")
+# registered twice, whether or not this tree is installed. An installation that is this tree lists
+# all its modules as the plugin's, and pytest warns of those that this process has imported.
+LOAD = (
+    "-p", "no:segdeploy", "-p", PLUGIN, "-p", "no:cacheprovider",
+    "-W", "ignore:Module already imported",
+)  # fmt: skip
 
 
 def answer(verdict: Verdict) -> GateResult:
@@ -74,7 +78,7 @@ def write_ini(pytester: pytest.Pytester, chosen: str) -> None:
 
 
 def test_verdicts_become_outcomes_and_are_summed_up(given_answers: pytest.Pytester) -> None:
-    result = given_answers.runpytest_inprocess(*LOAD, "-rs", "-W", "error")
+    result = given_answers.runpytest_inprocess("-rs", "-W", "error", *LOAD)
     result.assert_outcomes(passed=2, failed=2, skipped=1)
     result.stdout.fnmatch_lines(
         [
@@ -96,7 +100,7 @@ def test_inconclusive_does_what_the_ini_option_says(
     given_answers: pytest.Pytester, chosen: str, outcomes: dict[str, int]
 ) -> None:
     given_answers.makeini(f"[pytest]\nsegdeploy_inconclusive = {chosen}\n")
-    result = given_answers.runpytest_inprocess(*LOAD, "-k", "unclear", "-W", "default")
+    result = given_answers.runpytest_inprocess("-k", "unclear", "-W", "default", *LOAD)
     result.assert_outcomes(**outcomes, deselected=4)
 
 

@@ -107,6 +107,27 @@ def test_the_run_step_fails_with_the_commands_code(place: Path, tmp_path: Path) 
     assert not (place / "hacked").exists()
 
 
+def test_the_run_step_tells_a_plan_and_a_junit_of_another_name(place: Path, tmp_path: Path) -> None:
+    done, outputs = run_step(tmp_path, place, args="--dry-run")
+    assert done.returncode == 0, done.stderr
+    assert outputs == {"verdict": "planned", "exit-code": "0", "junit": ""}
+    for args in ("--only export --junit=other.xml", "--junit other.xml --only export"):
+        (place / "other.xml").unlink(missing_ok=True)
+        _, outputs = run_step(tmp_path, place, args=args)
+        assert (outputs["verdict"], outputs["junit"]) == ("passed", "other.xml")
+        assert (place / "other.xml").is_file()
+
+
+def test_the_run_step_shows_nothing_of_an_earlier_step(place: Path, tmp_path: Path) -> None:
+    (place / "segdeploy-junit.xml").write_text("<testsuites/>")
+    (place / "segdeploy-run.json").write_text('{"verdict": "passed"}')
+    (place / "segdeploy.toml").write_text("[")
+    done, outputs = run_step(tmp_path, place)
+    assert done.returncode == 2
+    assert outputs == {"verdict": "error", "exit-code": "2", "junit": ""}
+    assert not (place / "segdeploy-junit.xml").exists()
+
+
 @pytest.mark.parametrize(("is_strict", "code"), [("false", 0), ("true", 3)])
 def test_an_inconclusive_gate_is_an_annotation_unless_asked_otherwise(
     tmp_path: Path, is_strict: str, code: int
@@ -164,6 +185,28 @@ def test_the_pages_gitlab_job_uses_flags_that_exist(cli: Any) -> None:
         subprocess.run(["bash", "-nc", line], check=True)
     assert job["allow_failure"] == {"exit_codes": [3]}
     assert job["artifacts"]["reports"]["junit"] in lines[-1]
+
+
+def test_the_pages_worktree_is_made_anew_by_each_pipeline_of_a_runner(tmp_path: Path) -> None:
+    job = yaml.safe_load(blocks("yaml")[1])["model"]
+    (line,) = [line for line in job["script"] if "worktree" in line]
+    own = {
+        f"GIT_{who}_{what}": "a@b" for who in ("AUTHOR", "COMMITTER") for what in ("NAME", "EMAIL")
+    }
+
+    def sh(command: str, **more: str) -> str:
+        done = subprocess.run(
+            ["bash", "-ec", command], cwd=tmp_path, env={**os.environ, **own, **more},
+            capture_output=True, text=True, check=True,
+        )  # fmt: skip
+        return done.stdout.strip()
+
+    sh("git init --quiet && git commit --quiet --allow-empty --message one")
+    for _ in range(2):
+        commit = sh("git commit --quiet --allow-empty --message next && git rev-parse HEAD")
+        sh(line, CI_MERGE_REQUEST_DIFF_BASE_SHA=commit)
+        assert sh("git -C base rev-parse HEAD") == commit
+        shutil.rmtree(tmp_path / "base")  # As the runner's `git clean -ffdx` does.
 
 
 def test_the_pages_settings_are_valid_and_its_tree_names_its_files(tmp_path: Path) -> None:

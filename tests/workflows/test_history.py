@@ -149,10 +149,33 @@ def test_entries_are_written_whole_by_several_writers_and_bad_lines_are_counted(
         append_history(tmp_path / "bad" / "x", [entry(1.0)])
 
 
+def test_a_bench_counts_once(tmp_path: Path) -> None:
+    file = tmp_path / "bench.jsonl"
+    first = [entry(10.0, bench_run="r1"), entry(11.0, bench_run="r1", artifact="onnx-int8")]
+    assert append_history(file, first) == []
+    assert append_history(file, [first[0], entry(12.0, bench_run="r2")]) == [first[0]]
+    twice = entry(13.0, bench_run="r3")
+    assert append_history(file, [twice, twice]) == [twice]
+    assert append_history(file, [entry(14.0)] * 2) == []  # Without a name nobody can tell.
+    assert [each.p50_ms for each in load_history(file)[0]] == [10.0, 11.0, 12.0, 13.0, 14.0, 14.0]
+
+
+@pytest.mark.parametrize("bad", ["--output=HACKED", "HEAD", "-p", "main~1", "abc", "A" * 40, ""])
+def test_only_commits_reach_git(repository: Path, bad: str) -> None:
+    before = sorted(repository.iterdir())
+    head = git(repository, "rev-parse", "HEAD")
+    assert commits_between(bad, head, repository) is None
+    assert commits_between(head, bad, repository) is None
+    assert commits_between(head[:7], head, repository) == []
+    assert sorted(repository.iterdir()) == before
+
+
 def test_an_entry_says_what_bench_found_and_where(
     repository: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    environment = {**describe_environment(), "threads": 2, "artifact": "digest"}
+    environment = {
+        **describe_environment(), "threads": 2, "artifact": "digest", "bench_run": "r1",
+    }  # fmt: skip
     samples = [1.0, 2.0, 3.0, 4.0, 5.0]
     result = BenchResult(
         target="onnx-fp32", path="runs/head/m/onnx-fp32", samples_ms=samples, batch_size=1,
@@ -162,6 +185,7 @@ def test_an_entry_says_what_bench_found_and_where(
     assert (found.p50_ms, found.min_ms, found.mean_ms, found.spread_ms) == (3.0, 1.0, 3.0, 2.0)
     assert (found.commit, found.branch) == (git(repository, "rev-parse", "HEAD"), "main")
     assert (found.artifact, found.digest, found.threads) == ("onnx-fp32", "digest", 2)
+    assert found.bench == ("r1", "onnx-fp32", "digest")
     newer = {**environment, "runtime": {"versions": {"onnxruntime": "9"}}}
     assert machine_digest(newer) == machine_digest(environment)  # An upgrade may be the step.
     assert machine_digest({**environment, "cpu": "another"}) != machine_digest(environment)

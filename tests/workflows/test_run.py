@@ -56,7 +56,7 @@ def test_the_whole_way_then_again_then_against_a_baseline(
     assert len((place / "bench.jsonl").read_text().splitlines()) == 1
 
     code, out, _ = cli("history", "--add", "runs/base/tiny/onnx-fp32", "--json")
-    assert [series["num_entries"] for series in json.loads(out)] == [2]  # One and the same series.
+    assert [series["num_entries"] for series in json.loads(out)] == [1]  # The run had noted it.
 
     gated = ["--only", "export,gate,report", "--baseline", "runs/base"]
     code, out, _ = cli("run", *gated, "--json", "--junit", "j.xml", "--summary", "s.md")
@@ -90,18 +90,20 @@ def test_the_whole_way_then_again_then_against_a_baseline(
 
 @pytest.mark.usefixtures("place")
 def test_a_failing_target_stops_no_other_and_a_mended_run_goes_on() -> None:
-    text = CONFIG.read_text().replace('["onnx-fp32"]', '["onnx-int8", "onnx-fp32"]')
-    CONFIG.write_text(text)
+    text = CONFIG.read_text()
+    CONFIG.write_text(text.replace('["onnx-fp32"]', '["torchscript-fp32", "onnx-fp32"]'))
     only = {"run": {"stages": ["export", "evaluate"]}}
     result = run(load_run_config(CONFIG, only))
     by_place = {outcome.place: outcome for outcome in result.outcomes}
-    failed = by_place["tiny/onnx-int8/export"]
+    failed = by_place["tiny/torchscript-fp32/export"]
     assert (failed.status, failed.exit_code) == (Status.ERROR, 2)
-    assert "--calibration" in failed.reason
+    assert "came as ONNX" in failed.reason
     assert by_place["tiny/onnx-fp32/evaluate"].status is Status.PASSED
     assert result.exit_code == 2
 
     shutil.rmtree("runs/head/tiny/onnx-fp32")  # As if the run had been killed before it.
+    targets = 'int8_policy = "all"\ntargets = ["onnx-int8", "onnx-fp32"]'
+    CONFIG.write_text(text.replace('targets = ["onnx-fp32"]', targets))
     flags = {"run": {**only["run"], "calibration": "synthetic:64x96:8"}}
     result = run(load_run_config(CONFIG, flags))
     statuses = {outcome.place: outcome.status for outcome in result.outcomes}
@@ -177,6 +179,19 @@ def test_stages_without_their_artifact_say_which_is_missing(cli: Cli) -> None:
         (("[gate]", "[gate"), "not valid TOML"),
         (("[run]", '[run]\nstages = ["gate"]'), "gate of tiny needs a baseline"),
         (("[run]", '[run]\nstages = ["gates"]'), "stages"),
+        (("[run]", "[run]\nstages = []"), "stage left to do"),
+        (("[run]", "[run]\ncalibration_images = 0"), "calibration_images.*at least 1"),
+        (("[run]", '[run]\ncalibration = "synthtic"'), "synthtic"),
+        (("seconds = 0.05", "seconds = -1.0"), "seconds must be in"),
+        (("seconds = 0.05", "seconds = inf"), "bench: seconds is inf"),
+        (("threads = 1", "threads = -3"), "threads must be in"),
+        (("threads = 1", "launches = 0"), "launches must be in"),
+        (("[bench]", "[evaluate]\nlimit = 0\n[bench]"), "limit must be at least 1"),
+        (("[gate]", "[gate]\nstreams = 0"), "streams must be in"),
+        (('["onnx-fp32"]', '["onnx-fp32", "onnx-int8"]'), "onnx-int8 needs images.*calibration ="),
+        (("scale = 0.0039, ", ""), r"and scale of `onnx` not given.*onnx = \{ scale ="),
+        (('["onnx-fp32"]', '["onnx-fp32", "onnx-fp32"]'), "target onnx-fp32 twice"),
+        (("[[model]]", '[[model]]\nsizes = ["64x96", "64X96"]'), "size 64x96 twice"),
     ],
 )
 def test_wrong_settings_are_refused_before_any_work(
@@ -192,6 +207,8 @@ def test_wrong_settings_are_refused_before_any_work(
 
 @pytest.mark.usefixtures("place")
 def test_the_resolved_settings_read_back_as_themselves() -> None:
+    text = CONFIG.read_text().replace('"tiny"', '"m\U0001f600"')
+    CONFIG.write_text(text.replace('"synthetic:64x96:8"', r'"\u007f \u0001 \\ \" \u00e9"'))
     config = load_run_config(CONFIG, {"bench": {"threads": 3, "size": None}})
     Path("again.toml").write_bytes(run_toml(config))
     assert load_run_config(Path("again.toml"), {}) == config
