@@ -125,20 +125,24 @@ def _memory_mib(name: str) -> float | None:
     return kib / 1024 if kib is not None else None
 
 
-def describe_gpus() -> list[dict[str, Any]]:
-    """Return name, memory and driver of each NVIDIA GPU that `nvidia-smi` lists."""
-    query = "name,memory.total,driver_version"
+def query_gpus(fields: str) -> list[str]:
+    """Return a line of comma-separated fields for each GPU that `nvidia-smi` lists."""
     program = shutil.which("nvidia-smi")
     if program is None:
         return []
     try:
         answer = subprocess.run(
-            [program, f"--query-gpu={query}", "--format=csv,noheader,nounits"],
+            [program, f"--query-gpu={fields}", "--format=csv,noheader,nounits"],
             capture_output=True, text=True, timeout=20, check=True,
         )  # fmt: skip
     except (OSError, subprocess.SubprocessError):
         return []
-    rows = [line.split(", ") for line in answer.stdout.splitlines()]
+    return answer.stdout.splitlines()
+
+
+def describe_gpus() -> list[dict[str, Any]]:
+    """Return name, memory and driver of each NVIDIA GPU that `nvidia-smi` lists."""
+    rows = [line.split(", ") for line in query_gpus("name,memory.total,driver_version")]
     return [
         {"name": row[0], "memory_mib": _number(row[1]), "driver": row[2]}
         for row in rows

@@ -7,14 +7,12 @@ Read before and after; the difference is evidence beside the samples. What the s
 from __future__ import annotations
 
 import os
-import shutil
-import subprocess
 from collections.abc import Mapping
 from pathlib import Path
 from time import monotonic
 from typing import Any
 
-from segdeploy.measure.environment import frequency_mhz
+from segdeploy.measure.environment import frequency_mhz, query_gpus
 from segdeploy.measure.noise import busy_seconds
 
 _CORES = Path("/sys/devices/system/cpu")
@@ -101,17 +99,7 @@ def _temperature_c() -> float | None:
 
 def gpu_clocks() -> list[dict[str, float | int | None]]:
     """Return clock, largest clock, temperature and throttle reasons of each NVIDIA GPU."""
-    program = shutil.which("nvidia-smi")
-    if program is None:
-        return []
-    try:
-        answer = subprocess.run(
-            [program, f"--query-gpu={_GPU_QUERY}", "--format=csv,noheader,nounits"],
-            capture_output=True, text=True, timeout=20, check=True,
-        )  # fmt: skip
-    except (OSError, subprocess.SubprocessError):
-        return []
-    return [parse_clocks(line) for line in answer.stdout.splitlines() if line.count(",") == 3]
+    return [parse_clocks(line) for line in query_gpus(_GPU_QUERY) if line.count(",") == 3]
 
 
 def parse_clocks(line: str) -> dict[str, float | int | None]:

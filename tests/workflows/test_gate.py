@@ -245,6 +245,9 @@ def test_int8_that_nobody_verified_is_not_judged_on_scenes(
     unknown = variant("unknown", target="onnx-int8", passed=None)
     with pytest.raises(ConfigError, match="never passed verify"):
         gate(baseline.path, unknown, plan=SHORT, limits=limits)
+    plain = variant("plain", passed=None)
+    with pytest.raises(ConfigError, match="never passed verify"):
+        gate(known, plain, plan=SHORT, limits=limits)  # An int8 baseline judges as roughly.
     plan = GatePlan(budget_s=0.1, threads=1, data="synthetic")
     assert gate(baseline.path, unknown, plan=plan, limits=limits)
 
