@@ -299,14 +299,14 @@ BLOCKS = {
         "label_kernel": render_int8.label_kernel,
     },
     HERE.parent / "docs" / "lint.md": {"lint": lint},
-    README: {"camvid": camvid, "commands": commands},
+    README: {"commands": commands, "peers_in_short": render_peers.peers_in_short},
     HERE.parent / "docs" / "numerics.md": {"parity": parity},
     HERE.parent / "docs" / "training.md": {
         "kills": kills,
         "throughput": throughput,
         "trained": trained,
     },
-    HERE.parent / "docs" / "targets.md": {"targets": targets},
+    HERE.parent / "docs" / "targets.md": {"camvid": camvid, "targets": targets},
     HERE.parent / "docs" / "calibration.md": {
         "calibration": render_int8.calibration,
         "calibration_memory": render_int8.calibration_memory,

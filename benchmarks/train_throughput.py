@@ -31,7 +31,7 @@ import numpy as np
 
 from segdeploy.core.files import write_json
 from segdeploy.data.images import list_images
-from segdeploy.measure.environment import describe_environment, usable_cores
+from segdeploy.measure import describe_environment, usable_cores
 
 if TYPE_CHECKING:
     from benchmarks.plain_training import Task

@@ -6,8 +6,8 @@ from dataclasses import dataclass
 
 from segdeploy.core.errors import ConfigError
 from segdeploy.core.session import check_device
-from segdeploy.measure.environment import affinity as own_affinity
-from segdeploy.measure.environment import cpu_limit_cores, usable_cores
+from segdeploy.frameworks.threads import affinity as own_affinity
+from segdeploy.frameworks.threads import cpu_limit_cores, usable_cores
 
 # Even, for whole ABBA pairs; with one call each, the fewest samples that have a 90th percentile.
 NUM_BLOCKS = 10

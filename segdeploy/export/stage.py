@@ -27,6 +27,7 @@ from segdeploy.core.foreign import is_foreign
 from segdeploy.core.lock import run_lock
 from segdeploy.core.preprocess import fixed_preprocess
 from segdeploy.core.target import Precision
+from segdeploy.data.apart import Judges, names_by_digest
 from segdeploy.export.build import (
     BuildContext,
     build_artifact,
@@ -101,6 +102,7 @@ def export(
     progress: Progress | None = None,
     report: Callable[[str], object] | None = None,
     foreign: ForeignOptions | None = None,
+    judges: Sequence[Judges] = (),
 ) -> list[ExportOutcome]:
     """Build an artifact per target into the run folder `out`, reusing what has not changed.
 
@@ -126,6 +128,7 @@ def export(
         progress: Called with (what, done, total) while calibration images are read.
         report: Called with a line for people before each step.
         foreign: What a foreign ONNX file does not say of itself.
+        judges: Images that the artifacts will be judged by: none of them may calibrate int8.
 
     Returns:
         Outcomes of the targets in the order asked for, then of parents that they needed.
@@ -135,6 +138,7 @@ def export(
         UnsupportedTargetError: If a backend does not offer what is asked.
         CheckpointError, ArtifactError: If the checkpoint is damaged or `out` not writable.
         BackendUnavailableError: If a package is missing.
+        DataError: If calibration images are missing or damaged, or are among the judges.
         RunLockedError: If another process works in `out`.
         BuildError: If a converter fails; what was finished before stays.
     """
@@ -150,6 +154,9 @@ def export(
     context = BuildContext(
         source, images, progress, builder, versions, missing, policies, _upsampling(source, steps)
     )
+    if images is not None and judges and _builds_int8(steps, context, force=force):
+        for each in judges:
+            each.check_apart(names_by_digest(images.images))
     _say_resized(source, size, report)
     if dry_run:
         done = _run(steps, context, _Choices(force, dry_run=True, keep_going=False))
@@ -295,6 +302,13 @@ class _Choices:
     force: bool
     dry_run: bool
     keep_going: bool
+
+
+def _builds_int8(steps: Sequence[Step], context: BuildContext, *, force: bool) -> bool:
+    """Return whether there is int8 to build: what is reused was judged when it was built."""
+    planned = _run(steps, context, _Choices(force, dry_run=True, keep_going=True))
+    reused = {outcome.path for outcome in planned if outcome.reused}
+    return any(s.target.precision is Precision.INT8 and s.folder not in reused for s in steps)
 
 
 def _run(

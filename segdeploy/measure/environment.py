@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import Any
 
 from segdeploy.core.folder import installed_versions
+from segdeploy.frameworks.threads import affinity, cpu_limit_cores
 
 # What decides which kernels a runtime picks; the full list of flags is long and says no more.
 _FLAGS = (
@@ -49,32 +50,6 @@ def describe_environment() -> dict[str, Any]:
         "gpus": describe_gpus(),
         "variables": _variables(),
     }
-
-
-def usable_cores() -> int:
-    """Return how many cores this process may use: its affinity, cut by the cgroup's quota."""
-    cores = len(affinity() or ()) or os.cpu_count() or 1
-    limit = cpu_limit_cores()
-    return max(1, min(cores, round(limit))) if limit else cores
-
-
-def affinity() -> list[int] | None:
-    """Return the cores this process may run on, or None where the system does not say."""
-    if not hasattr(os, "sched_getaffinity"):
-        return None
-    return sorted(os.sched_getaffinity(0))
-
-
-def cpu_limit_cores() -> float | None:
-    """Return the cgroup's CPU quota in cores (1.5 = one and a half), or None if unlimited."""
-    quota, period = None, None
-    found = _read(Path("/sys/fs/cgroup/cpu.max"))
-    if found and len(found.split()) == 2:
-        quota, period = (_number(part) for part in found.split())
-    else:
-        quota = _number(_read(Path("/sys/fs/cgroup/cpu/cpu.cfs_quota_us")))
-        period = _number(_read(Path("/sys/fs/cgroup/cpu/cpu.cfs_period_us")))
-    return quota / period if quota and period and quota > 0 else None
 
 
 def memory_limit_mib() -> float | None:

@@ -1,7 +1,8 @@
 """The one way from low-resolution logits to labels: compiled where numba is installed, else NumPy.
 
 Both give the same labels on every pixel. Threads obey `frameworks.threads`; a small image is not
-worth handing over to another thread.
+worth handing over to another thread. Without a number they are as many as the cores that this
+process may use when it first asks, a container's quota included.
 """
 
 from __future__ import annotations
@@ -19,7 +20,7 @@ from numpy.typing import NDArray
 
 from segdeploy.core.contract import LEAST_EXTENT, MARGIN
 from segdeploy.core.task import Labels, Task, label_dtype
-from segdeploy.frameworks.threads import num_threads
+from segdeploy.frameworks.threads import num_threads, usable_cores
 from segdeploy.upsampling.labels import fill_labels
 from segdeploy.upsampling.reference import Axis, Floats, find_axis
 
@@ -81,7 +82,7 @@ def prepare_kernel(num_labels: int) -> None:
 
 def compiled_fill(threads: int | None, pixels_of_a_thread: int = _PIXELS_OF_A_THREAD) -> Fill:
     """Return the compiled form on that many threads; numba must be there."""
-    count = threads or num_threads() or _num_usable_cores()
+    count = threads or num_threads() or _num_cores()
 
     def fill(logits: Floats, task: Task, rows: Axis, columns: Axis, out: Labels) -> int:
         _compile_for(out.dtype.str)
@@ -126,10 +127,10 @@ def _compile_for(label_type: str) -> None:
         _label_band(logits, Task.BINARY, axis, axis, out, 0, 1)
 
 
-def _num_usable_cores() -> int:
-    """Return how many cores this process may run on; `measure`, which knows quotas, lies beside."""
-    affinity = getattr(os, "sched_getaffinity", None)
-    return len(affinity(0)) if affinity else os.cpu_count() or 1
+@lru_cache(maxsize=1)
+def _num_cores() -> int:
+    """Ask once: to read the quota takes a tenth of the time of a small image."""
+    return usable_cores()
 
 
 @lru_cache(maxsize=1)

@@ -7,7 +7,8 @@ verify_run(Path("runs/a")).folders  # every digest, up to the checkpoint; nothin
 
 from __future__ import annotations
 
+from segdeploy.verify.cases import find_judges
 from segdeploy.verify.lineage import RunCheck, is_run, verify_run
 from segdeploy.verify.stage import compare_folders, verify
 
-__all__ = ["RunCheck", "compare_folders", "is_run", "verify", "verify_run"]
+__all__ = ["RunCheck", "compare_folders", "find_judges", "is_run", "verify", "verify_run"]

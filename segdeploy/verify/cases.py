@@ -24,8 +24,8 @@ from segdeploy.core.preprocess import (
     normalize_image,
     resize_image,
 )
-from segdeploy.data import open_dataset
-from segdeploy.data.apart import check_apart, read_calibrated
+from segdeploy.data import VAL, Dataset, open_dataset
+from segdeploy.data.apart import Judges, check_apart, read_calibrated
 
 Batch = NDArray[np.uint8]
 
@@ -33,6 +33,7 @@ ODD_SIZES = ((2, 97, 130), (1, 225, 231))
 """(N, H, W): no side divides by 32; exporters that bake in a size or round one fail here."""
 
 DEFAULT_SIZE = (256, 320)
+DEFAULT_IMAGES = 8
 _LARGEST_AREA = 2**21  # Larger images are shrunk: their logits would not fit small machines.
 _SMALLEST_SIDE = 32  # Smaller ones are enlarged: no model of the zoo promises to take them.
 
@@ -74,6 +75,22 @@ def plan_cases(folder: ModelFolder, data: str | None, num_images: int) -> list[C
     return cases
 
 
+def find_judges(data: str, num_images: int = DEFAULT_IMAGES) -> Judges:
+    """Return the images of a data set that `verify` compares on.
+
+    Raises:
+        DataError: If the data set cannot be opened.
+    """
+    dataset = open_dataset(data, VAL)
+    return Judges(dataset, _spread(dataset, num_images))
+
+
+def _spread(dataset: Dataset, count: int) -> list[int]:
+    """Return the indices of so many images, evenly spread over the split."""
+    found = np.linspace(0, len(dataset) - 1, min(count, len(dataset)))
+    return [int(index) for index in found.round()]
+
+
 def _fit(odd: tuple[int, int, int], bounds: SizeBounds | None) -> tuple[int, int, int]:
     """Return the nearest (N, H, W) that a payload was built for."""
     if bounds is None:
@@ -112,10 +129,9 @@ class _Images:
     ) -> None:
         self._calibrated = calibrated
         height, width = (max(_SMALLEST_SIDE, side) for side in size)
-        self._dataset = open_dataset(data or f"synthetic:{height}x{width}", "val")
+        self._dataset = open_dataset(data or f"synthetic:{height}x{width}", VAL)
         self.source = self._dataset.name
-        count = min(count, len(self._dataset))
-        self.indices = np.linspace(0, len(self._dataset) - 1, count).round().astype(int).tolist()
+        self.indices = _spread(self._dataset, count)
 
     def __getitem__(self, position: int) -> Batch:
         sample = self._dataset[self.indices[position % len(self.indices)]]

@@ -29,7 +29,7 @@ from segdeploy.core.results import Failure, ParityReport, read_result
 from segdeploy.core.target import Precision
 from segdeploy.metrics import FlipCount
 from segdeploy.metrics.flips import decision_names
-from segdeploy.verify.cases import Case, plan_cases
+from segdeploy.verify.cases import DEFAULT_IMAGES, Case, plan_cases
 from segdeploy.verify.compare import CaseCount, compare_cases, has_sound_logits
 from segdeploy.verify.cure import find_cure
 from segdeploy.verify.judge import find_tolerance, judge
@@ -45,7 +45,6 @@ from segdeploy.verify.reference import (
 )
 
 PARITY, CALIBRATION = "parity.json", "calibration.json"
-DEFAULT_IMAGES = 8
 _COARSENESS = (Precision.FP32, Precision.FP16, Precision.BF16, Precision.INT8)
 
 

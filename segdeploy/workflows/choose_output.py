@@ -3,17 +3,19 @@
 For each target the forms that it and the model can express (logits, labels, low-resolution logits)
 are built, measured in one interleaved run from a decoded image to the label map, and the fastest
 becomes the artifact. What was measured is written into its manifest and read from there: the same
-export again, or that of other weights under the same name, takes the choice as it stands.
+export again takes the choice as it stands. It is made anew where the checkpoint, the settings, a
+version or the machine is another (`_Maker.key`): what was fastest then need not be so now.
 
-Forms are built beside the artifact under names that nobody else has, so that what is removed at the
-end is nobody else's; the artifact's own name is checked before, as by an export without a choice.
+Forms are built beside the artifact under names that nobody else has (`form_folders`), so that what
+is removed at the end is nobody else's; the artifact's own name, and all else that can be refused,
+is checked before, as by an export without a choice.
 """
 
 from __future__ import annotations
 
 import shutil
-import uuid
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Collection, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -37,15 +39,17 @@ from segdeploy.core.folder import (
 )
 from segdeploy.core.lock import run_lock
 from segdeploy.core.results import BenchResult
-from segdeploy.core.target import ExportTarget
-from segdeploy.export import ExportOutcome, ForeignOptions, Size
+from segdeploy.core.target import ExportTarget, Precision
+from segdeploy.export import ExportOutcome, ForeignOptions, Int8Options, Size
 from segdeploy.export.foreign import plan_import
 from segdeploy.export.plan import PLAIN, Step, default_name, plan_export
 from segdeploy.frameworks.torch import require_onnx
+from segdeploy.graph.policy import DEFAULT, load_policy
 from segdeploy.workflows.export_verified import VerifiedExport, export_and_verify
+from segdeploy.workflows.form_folders import FORMS, own_names, remove_left_forms
+from segdeploy.workflows.run_keys import machine_key, stage_key
 
 AUTO = "auto"
-FORMS = (OutputKind.LOGITS, OutputKind.LABELS, OutputKind.LOW_LOGITS)
 CHOICE = "output_auto"
 THREADS = 2
 Report = Callable[[str], object]
@@ -103,6 +107,8 @@ def export_fastest(
     if name is not None or not makers:  # Two targets of one name, or a name that is none.
         io = IoContract(input_kind)
         plan_export(source, targets, out, io=io, size=size, name=name, max_batch=max_batch)
+    if not dry_run:
+        remove_left_forms(out)
     found: list[VerifiedExport] = []
     for maker in makers:
         usual = default_name(
@@ -133,11 +139,14 @@ def _export_one(
 ) -> list[VerifiedExport]:
     """Export one target as `folder`, with the form that was chosen before or is chosen now."""
     left_out = maker.check(folder.name)
-    choice = None if force else _known_choice(folder)
+    key = maker.key(measuring)
+    choice = None if force else _known_choice(folder, key)
+    if choice is None:
+        maker.check_inputs(left_out)
     if choice is None and dry_run:
         return [each for form in FORMS for each in maker.plan(form)]
     if choice is None:
-        choice = _choose(maker, folder, left_out, measuring)
+        choice = {**_choose(maker, folder, left_out, measuring), "key": key}
     made = maker.make(OutputKind(choice["chosen"]), name=folder.name, dry_run=dry_run)
     if not dry_run:
         artifact = load_artifact(folder)
@@ -204,6 +213,29 @@ class _Maker:
             raise errors[FORMS[0]]
         return {str(form): error.message for form, error in errors.items()}
 
+    def check_inputs(self, left_out: Collection[str]) -> None:
+        """Refuse what an export with a verdict refuses before it builds, say of the images.
+
+        Raises:
+            SegDeployError: As that export; what is wrong with one form alone is told later.
+        """
+        form = next(form for form in FORMS if form not in left_out)
+        with suppress(UnsupportedTargetError, BuildError):
+            self.make(form, force=True, dry_run=True, report=None)
+
+    def key(self, measuring: Measuring) -> str:
+        """Return the digest of what the choice depends on."""
+        target = ExportTarget.parse(self.target)
+        int8: tuple[Any, ...] = ()
+        if target.precision is Precision.INT8:
+            policy = load_policy(self.options.get("int8_policy", DEFAULT), target.backend)
+            options = self.options.get("int8_options") or Int8Options()
+            int8 = (policy.digest, options.to_dict())
+        form = (str(target), self.input_kind, self.options["size"], self.options["max_batch"])
+        return stage_key(
+            "output", self.source.manifest.digest, form, int8, measuring.threads, machine_key()
+        )
+
     def is_parent(self, form: OutputKind) -> bool:
         """Return whether a form is what the others are made from."""
         io = IoContract(self.input_kind, form)
@@ -216,30 +248,30 @@ class _Maker:
         return bool(planned) and planned[0].outcome.reused
 
 
-def _known_choice(folder: Path) -> dict[str, Any] | None:
-    """Return what was chosen before, or None; a damaged payload is built again as it was."""
+def _known_choice(folder: Path, key: str) -> dict[str, Any] | None:
+    """Return what was chosen before under this key, or None.
+
+    A damaged payload is built again as it was.
+    """
     try:
         choice = load_folder(folder, check_files=False).manifest.options.get(CHOICE)
     except ArtifactError:
         return None
-    return choice if isinstance(choice, dict) and choice.get("chosen") in set(FORMS) else None
+    if not isinstance(choice, dict) or choice.get("key") != key:
+        return None
+    return choice if choice.get("chosen") in set(FORMS) else None
 
 
 def _choose(
     maker: _Maker, folder: Path, left_out: dict[str, str], measuring: Measuring
 ) -> dict[str, Any]:
     """Build all forms, time them, keep the fastest as `folder`; return what the manifest says."""
-    token = uuid.uuid4().hex[:8]
-    own = {form: f"{folder.name}-{form}-{token}" for form in FORMS}
-    try:
+    with own_names(folder) as own:
         built = _build_forms(maker, own, left_out)
         results = _measure(built, measuring, left_out)
         choice = describe_choice(results, left_out, measuring)
         choice["why"] = describe(choice)
         _take(maker, OutputKind(choice["chosen"]), built, folder)
-    finally:
-        for name in own.values():
-            shutil.rmtree(folder.with_name(name), ignore_errors=True)
     if (report := maker.options["report"]) is not None:
         report(f"{folder.name}: {choice['why']}")
     return choice

@@ -17,7 +17,6 @@ from segdeploy.backends import find_backend
 from segdeploy.core.contract import IoContract
 from segdeploy.core.errors import BackendUnavailableError, SegDeployError
 from segdeploy.core.results import ParityReport
-from segdeploy.data import VAL, open_dataset
 from segdeploy.export import (
     BUILD_LIMIT_S,
     NUM_CALIBRATION_IMAGES,
@@ -28,6 +27,7 @@ from segdeploy.export import (
     export,
 )
 from segdeploy.graph.policy import DEFAULT
+from segdeploy.verify import find_judges
 
 
 @dataclass(frozen=True)
@@ -97,8 +97,8 @@ def export_and_verify(
         SegDeployError: As `export` and `verify`.
     """
     images = data or calibration
-    if verify and images:
-        open_dataset(images, VAL)  # What is not there is told before hours of building.
+    # What is not there, or calibrated, is told before hours of building.
+    judges = [find_judges(images)] if verify and images else []
     keep_going = len(set(targets)) > 1
     outcomes = export(
         checkpoint,
@@ -120,6 +120,7 @@ def export_and_verify(
         progress=progress,
         report=report,
         foreign=foreign,
+        judges=judges,
     )
     if dry_run:
         return [

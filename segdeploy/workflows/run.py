@@ -14,11 +14,12 @@ from __future__ import annotations
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
+from itertools import product
 from pathlib import Path
 from typing import Any
 
 from segdeploy.backends import BACKENDS
-from segdeploy.core.errors import ConfigError, SegDeployError
+from segdeploy.core.errors import ConfigError, DataError, SegDeployError
 from segdeploy.core.lock import run_lock
 from segdeploy.core.session import check_device
 from segdeploy.core.target import ExportTarget
@@ -68,11 +69,12 @@ def run(
 
     Raises:
         ConfigError: If a setting is wrong; nothing has been started then.
-        DataError: If a data set is not there.
+        DataError: If a data set is not there, or images that calibrate int8 would judge it too.
         ArtifactError: If `out` or the history cannot be written.
         RunLockedError: If another process works in `out`.
     """
     check_run(config)
+    _check_calibration(config, force=force)
     is_measured = any(Stage.BENCH in config.stages_of(model) for model in config.model)
     if is_measured and config.history.file is not None:
         append_history(Path(config.history.file), [])
@@ -138,6 +140,25 @@ def _check_int8(config: RunConfig, model: ModelTable) -> None:
         load_policy(model.int8_policy, ExportTarget.parse(target).backend)
     if calibration is not None and model.targets:
         open_dataset(calibration, TRAIN)
+
+
+def _check_calibration(config: RunConfig, *, force: bool) -> None:
+    """Refuse calibration images that would judge, before anything is built.
+
+    A model's int8 artifacts share images and judges: the first that is to be built tells.
+    """
+    for model in config.model:
+        if Stage.EXPORT not in config.stages_of(model):
+            continue
+        for size, target in product(model.sizes, filter(is_int8, model.targets)):
+            try:
+                planned = plan_or_export(config, model, target, size, None, force=force)
+            except DataError:
+                raise
+            except SegDeployError:  # Its stage says so; the others go on.
+                continue
+            if not planned.reused:
+                break
 
 
 def _check_foreign(model: ModelTable) -> None:

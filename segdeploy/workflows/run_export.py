@@ -26,7 +26,8 @@ from segdeploy.core.folder import MANIFEST, Artifact, load_artifact, load_folder
 from segdeploy.core.lock import run_lock
 from segdeploy.core.sizes import parse_sizes
 from segdeploy.core.target import ExportTarget, Precision
-from segdeploy.data import VAL
+from segdeploy.data import TRAIN, VAL, open_dataset
+from segdeploy.data.apart import Judges
 from segdeploy.export import ExportOutcome, ForeignOptions, export
 from segdeploy.export.foreign import plan_import
 from segdeploy.graph.policy import DEFAULT
@@ -132,8 +133,14 @@ def plan_or_export(
     target: str,
     size: str,
     work: Work | None,
+    *,
+    force: bool = False,
 ) -> ExportOutcome:
-    """Return the outcome of one target; without `work`, planned only."""
+    """Return the outcome of one target; without `work`, planned only.
+
+    Planning refuses int8 that its own calibration images would judge (`run` plans before it
+    builds, and does not read them again). `force` is for planning: as if nothing was there.
+    """
     is_foreign = Path(model.checkpoint or "").is_file()
     return export(
         Path(model.checkpoint or ""),
@@ -144,12 +151,27 @@ def plan_or_export(
         int8_policy=model.int8_policy if is_int8(target) else DEFAULT,
         io=model.io,
         size=parse_sizes(size),
-        force=work is not None and work.force,
+        force=force if work is None else work.force,
         dry_run=work is None,
         progress=None if work is None else work.progress,
         report=None if work is None else work.say,
         foreign=model.onnx if is_foreign else None,
+        judges=_judges(config, model) if work is None and is_int8(target) else (),
     )[0]
+
+
+def _judges(config: RunConfig, model: ModelTable) -> list[Judges]:
+    """Return the images by which verify and evaluate will judge a model's artifacts."""
+    from segdeploy.verify import find_judges
+
+    data = config.data_of(model)
+    compared_on = data or config.calibration_of(model)
+    found = [find_judges(compared_on)] if compared_on else []
+    table, is_scored = config.evaluate, Stage.EVALUATE in config.stages_of(model)
+    if data is not None and is_scored and table.split != TRAIN:  # Who asks for it knows.
+        dataset = open_dataset(data, table.split)
+        found.append(Judges(dataset, range(min(len(dataset), table.limit or len(dataset)))))
+    return found
 
 
 def is_int8(target: str) -> bool:

@@ -38,7 +38,7 @@ from segdeploy.export import NUM_CALIBRATION_IMAGES, export
 from segdeploy.export.plan import PLAIN
 from segdeploy.graph.policy import CHOICES, Policy, parse_policy, policy_text, shipped_policy
 from segdeploy.measure import describe_environment, usable_cores
-from segdeploy.verify import compare_folders
+from segdeploy.verify import compare_folders, find_judges
 from segdeploy.workflows.tune_decision import Accuracy, Ratio, ratio_of_blocks
 from segdeploy.workflows.tune_search import Instruments, Trial, search
 
@@ -197,12 +197,15 @@ class _Bench:
     def describe(self) -> dict[str, Any]:
         """Return what the figures hold for: model, machine, versions, data."""
         plan, first = self.plan, next(iter(self.built.values()))
+        seen = first.manifest.options["calibration"]
         backend = BACKENDS.get(ExportTarget.parse(plan.target).backend)
         return {
             "target": plan.target,
             "model": first.manifest.model,
             "reference": first.manifest.reference.digest if first.manifest.reference else "",
             "calibration": plan.calibration,
+            "calibration_images": seen["num_images"],
+            "calibration_digest": seen["digest"],
             "data": plan.data or plan.calibration,
             "size": list(first.manifest.design_size or ()),
             "cpu": self.environment["cpu"] or "unknown",
@@ -228,6 +231,7 @@ class _Bench:
             size=plan.size,
             name=f"{plan.target}-{name}",
             progress=self.progress,
+            judges=[find_judges(plan.data or plan.calibration)],
         )
         artifact = outcomes[0].artifact
         if artifact is None:

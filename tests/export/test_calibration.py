@@ -27,8 +27,11 @@ from segdeploy.evaluate import evaluate
 from segdeploy.export import Int8Options, export
 from segdeploy.export.calibration import BY_COVERAGE, open_calibration
 from segdeploy.export.coverage import choose_by_coverage, count_classes, cover_classes, spread
-from segdeploy.verify import verify
+from segdeploy.verify import find_judges, verify
+from segdeploy.verify.cases import plan_cases
+from segdeploy.workflows.choose_output import export_fastest
 from segdeploy.workflows.export_verified import export_and_verify
+from segdeploy.workflows.tune import TunePlan, tune
 
 CLASSES = ("background", "disc", "box", "stripe", "thin")
 Edit = Callable[[Path], object]
@@ -305,15 +308,21 @@ def test_wrong_flags_exit_2(
     assert not (tmp_path / "run").exists()
 
 
-def test_a_val_image_among_the_calibration_images_is_found(
-    checkpoint: Checkpoint, root: Path, run: Path, tmp_path: Path
-) -> None:
+@pytest.fixture
+def other(root: Path, tmp_path: Path) -> Path:
+    """A data set that trains on an image of the val split of `root`, called `holiday` there."""
     other = write_folder(tmp_path / "other")
     (root / "images/val/1.png").replace(other / "images/train/holiday.png")
     (root / "labels/val/1.png").replace(other / "labels/train/holiday.png")
     for kind in ("images", "labels"):  # The same picture, stored anew: its bytes differ.
         with Image.open(other / kind / "train/holiday.png") as copied:
             copied.save(root / kind / "val/1.png", compress_level=1)
+    return other
+
+
+def test_a_val_image_among_the_calibration_images_is_found(
+    checkpoint: Checkpoint, root: Path, run: Path, other: Path
+) -> None:
     folder = _export(checkpoint, other, run, num_calibration_images=100)
     for judge in (verify, evaluate):
         with pytest.raises(DataError, match=r"Image 1 of .*val.* calibrated .*holiday"):
@@ -325,6 +334,63 @@ def test_a_val_image_among_the_calibration_images_is_found(
         )  # fmt: skip
     assert not (folder / "eval.json").exists()
     assert evaluate(folder, data=f"folder:{other}", split="train").num_images == 7  # On purpose.
+
+
+def test_images_that_would_judge_are_refused_before_anything_is_built(
+    checkpoint: Checkpoint, root: Path, run: Path, other: Path, tmp_path: Path
+) -> None:
+    leak: dict[str, Any] = {
+        "data": f"folder:{root}", "calibration": f"folder:{other}", "num_calibration_images": 100,
+    }  # fmt: skip
+    told = r"Image 1 of .*val.* calibrated .*holiday"
+    works: list[Callable[..., object]] = [export_and_verify, export_fastest]
+    for work in works:
+        for dry_run in (True, False):
+            with pytest.raises(DataError, match=told):
+                work(checkpoint.path, ["onnx-int8"], run, dry_run=dry_run, **leak)
+        assert [p.name for p in run.iterdir()] == ["onnx-fp32"]
+    plan = TunePlan(checkpoint=checkpoint.path, target="onnx-int8", work=tmp_path / "work", **leak)
+    with pytest.raises(DataError, match=told):
+        tune(plan, tmp_path / "mine.toml")
+    assert not any((tmp_path / "work").glob("*/manifest.json"))
+    # What nobody judges may take any image, and fp16 has no ranges.
+    (made, *_) = export_and_verify(checkpoint.path, ["onnx-int8"], run, verify=False, **leak)
+    assert made.outcome.path.is_dir()
+    assert export_and_verify(checkpoint.path, ["onnx-fp16"], run, **leak)[0].passed
+
+
+def test_the_images_that_judge_are_those_that_verify_reads(checkpoint: Checkpoint) -> None:
+    judges = find_judges("synthetic:64x96:40")
+    assert list(judges.indices) == [0, 1, 3, 4, 5, 6, 8, 9]  # 8, spread over 10.
+    case = plan_cases(checkpoint, "synthetic:64x96:40", 8)[0]
+    read = [batch[0] for batch in case.batches()]
+    for image, index in zip(read, judges.indices, strict=True):
+        np.testing.assert_array_equal(image, judges.dataset[index].image)
+
+
+def test_calibration_json_holds_the_grids_of_the_graph(
+    checkpoint: Checkpoint, root: Path, run: Path
+) -> None:
+    folder = _export(checkpoint, root, run)
+    graph = onnx.load(str(folder / "model.onnx")).graph
+    stored = {t.name: onnx.numpy_helper.to_array(t) for t in graph.initializer}
+    told = json.loads((folder / "calibration.json").read_text())["ranges"]
+    quantized = [n for n in graph.node if n.op_type == "QuantizeLinear" and n.input[0] in told]
+    assert len(quantized) == len(told) > 2
+    for node in quantized:
+        grid = told[node.input[0]]["asymmetric"]  # ONNX Runtime's policy is asymmetric.
+        assert float(stored[node.input[1]]) == grid["scale"]
+        assert int(stored[node.input[2]]) == grid["zero_point"]
+        ends = [(end - grid["zero_point"]) * grid["scale"] for end in (0, 255)]
+        assert ends == pytest.approx([grid["low"], grid["high"]])
+
+
+def test_a_percentile_that_changes_nothing_is_refused() -> None:
+    for options in (Int8Options(percentile=99.0), Int8Options(ClipMethod.MIN_MAX, 99.0)):
+        with pytest.raises(ConfigError, match="changes nothing"):
+            options.check()
+    Int8Options(ClipMethod.PERCENTILE, 99.0).check()
+    Int8Options(ClipMethod.MIN_MAX).check()
 
 
 def test_a_killed_calibration_leaves_the_run_folder_unharmed(

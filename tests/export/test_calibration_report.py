@@ -75,6 +75,18 @@ def test_enough_is_where_scales_have_settled() -> None:
     assert find_enough([{"a": 1.0}], [1])[1] is None
 
 
+@pytest.mark.parametrize(("change", "moving", "enough"), [
+    (1.049, 20, 1), (0.951, 20, 1), (1.051, 1, 1), (0.949, 1, 1), (1.051, 2, None),
+    (0.949, 2, None),
+])  # fmt: skip
+def test_enough_is_19_of_20_scales_within_5_percent(
+    change: float, moving: int, enough: int | None
+) -> None:
+    final = {str(n): 2.0 for n in range(20)}
+    first = {name: 2 * change if int(name) < moving else 2.0 for name in final}
+    assert find_enough([first, final], [1, 2])[1] == enough
+
+
 def test_signal_to_noise_is_that_of_rounding() -> None:
     values = np.random.default_rng(0).standard_normal(100_000).astype(np.float32)
     found = Histogram()

@@ -3,8 +3,13 @@
 from __future__ import annotations
 
 import json
+import os
+import re
 import shutil
+import signal
 from collections.abc import Callable
+from dataclasses import replace
+from itertools import cycle
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -17,16 +22,19 @@ from segdeploy.backends.predictor import open_predictor
 from segdeploy.cli import commands  # noqa: F401  registers every command
 from segdeploy.core.contract import InputKind, IoContract, OutputKind
 from segdeploy.core.errors import ArtifactError, SegDeployError, UnsupportedTargetError
-from segdeploy.core.folder import Checkpoint, load_artifact
+from segdeploy.core.folder import Checkpoint, load_artifact, load_checkpoint
+from segdeploy.core.manifest import encode_manifest
 from segdeploy.core.results import BenchResult
-from segdeploy.export import export
+from segdeploy.export import Int8Options, export
 from segdeploy.workflows.choose_output import (
     CHOICE,
     Measuring,
+    _Maker,
     describe,
     describe_choice,
     export_fastest,
 )
+from segdeploy.workflows.form_folders import own_names
 
 SIZE = (64, 96)
 BRIEF = Measuring(threads=1, seconds=0.2, warmup_s=0.1)
@@ -207,6 +215,83 @@ def test_a_winner_that_was_there_before_stays_there(
     assert (tmp_path / LABELS / "model.onnx").stat().st_mtime_ns == stamp
     assert load_artifact(tmp_path / name).manifest.options[CHOICE]["chosen"] == "labels"
     assert {path.name for path in tmp_path.iterdir()} == {PARENT, LABELS, name}
+
+
+def test_a_choice_is_made_again_where_what_it_depends_on_is_another(
+    checkpoint: Checkpoint, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    source, run = tmp_path / "checkpoint", tmp_path / "run"
+    shutil.copytree(checkpoint.path, source)
+    asked: dict[str, Any] = {"size": SIZE, "name": "x", "verify": False, "measuring": BRIEF}
+    targets = ["onnx-fp32"]
+
+    def choose(fastest: OutputKind) -> str:
+        _measured(monkeypatch, fastest)
+        export_fastest(source, targets, run, **asked)
+        chosen: str = load_artifact(run / "x").manifest.options[CHOICE]["chosen"]
+        return chosen
+
+    forms = cycle([OutputKind.LOW_LOGITS, OutputKind.LABELS])
+    assert choose(OutputKind.LABELS) == "labels"
+    assert choose(OutputKind.LOW_LOGITS) == "labels"  # Nothing has changed.
+    monkeypatch.setattr(f"{MODULE}.machine_key", lambda: "another machine")
+    assert choose(fastest := next(forms)) == fastest
+    monkeypatch.setattr("segdeploy.workflows.run_keys.runtime_versions", lambda: {"numpy": "9"})
+    assert choose(fastest := next(forms)) == fastest
+    asked["measuring"] = replace(BRIEF, threads=2)
+    assert choose(fastest := next(forms)) == fastest
+    manifest = load_checkpoint(source).manifest
+    renamed = manifest.replace(classes=("nothing", *manifest.classes[1:]))
+    (source / "manifest.json").write_bytes(encode_manifest(renamed))
+    assert choose(fastest := next(forms)) == fastest
+    assert choose(next(forms)) == fastest  # Nothing has changed again.
+
+
+def test_an_int8_choice_depends_on_policy_and_options(
+    checkpoint: Checkpoint, tmp_path: Path
+) -> None:
+    def key(target: str = "onnx-int8", **options: Any) -> str:
+        shared = {"size": SIZE, "max_batch": 1, **options}
+        maker = _Maker(checkpoint, checkpoint.path, target, tmp_path, InputKind.TENSOR, shared)
+        return maker.key(BRIEF)
+
+    assert key() == key(int8_options=Int8Options(), int8_policy="default")
+    changes: list[dict[str, Any]] = [
+        {"int8_policy": "all"}, {"int8_options": Int8Options(equalize=True)},
+        {"size": (96, 96)}, {"max_batch": 2}, {"target": "onnx-fp32"},
+    ]  # fmt: skip
+    assert len({key(), *(key(**change) for change in changes)}) == 1 + len(changes)
+    assert key("onnx-fp32", int8_policy="all") == key("onnx-fp32")
+
+
+def test_forms_that_a_killed_export_left_go_with_the_next_one(
+    checkpoint: Checkpoint, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    export(checkpoint.path, ["onnx-fp32"], tmp_path, size=SIZE)  # The fork only edits its graph.
+    mine = {"x-labels-0a1b2c3d", ".x.0123abcd.auto", ".x.auto"}  # Tokens that nobody was given.
+    for name in mine:
+        (tmp_path / name).mkdir()
+        (tmp_path / name / "notes.txt").write_text("mine", encoding="utf-8")
+    child = os.fork()
+    if child == 0:
+        try:
+            _measured(monkeypatch, OutputKind.LABELS, lambda: os.kill(os.getpid(), signal.SIGKILL))
+            export_fastest(checkpoint.path, ["onnx-fp32"], tmp_path, size=SIZE, name="x")
+        finally:
+            os._exit(0)
+    assert os.WTERMSIG(os.waitpid(child, 0)[1]) == signal.SIGKILL
+    left = {path.name for path in tmp_path.iterdir()} - {PARENT} - mine
+    assert sorted(re.sub("[0-9a-f]{8}", "TOKEN", name) for name in left) == [
+        ".x.TOKEN.auto", "x-labels-TOKEN", "x-low-logits-TOKEN",
+    ]  # fmt: skip
+
+    _measured(monkeypatch, OutputKind.LABELS)
+    with own_names(tmp_path / "x") as living:
+        (tmp_path / living[OutputKind.LABELS]).mkdir()
+        export_fastest(checkpoint.path, ["onnx-fp32"], tmp_path, size=SIZE, name="x")
+        assert (tmp_path / living[OutputKind.LABELS]).is_dir()
+    assert {path.name for path in tmp_path.iterdir()} == {PARENT, "x"} | mine
+    assert all((tmp_path / name / "notes.txt").is_file() for name in mine)
 
 
 def test_a_file_that_came_meanwhile_is_not_replaced(

@@ -17,6 +17,7 @@ from segdeploy.core.errors import ArtifactError, UnknownNameError, UnsupportedTa
 from segdeploy.core.folder import Checkpoint, load_artifact
 from segdeploy.core.results import BenchResult
 from segdeploy.export import export
+from segdeploy.export.calibration import open_calibration
 from segdeploy.graph.policy import CHOICES, load_policy, shipped_policy
 from segdeploy.verify import compare_folders
 from segdeploy.workflows import tune as tune_module
@@ -92,6 +93,9 @@ def test_it_keeps_what_the_clock_favours_and_writes_why(
     assert clock.num_runs == len(trials) + sum(t["kept"] for t in trials)  # These ran twice.
     assert policy.evidence["versions"]["onnxruntime"] == onnxruntime.__version__
     assert (policy.evidence["model"], policy.evidence["threads"]) == ("tiny", 1)
+    images = open_calibration(DATA, 2)
+    assert policy.evidence["calibration_images"] == 2
+    assert f'calibration_digest = "{images.digest}"' in (tmp_path / "mine.toml").read_text()
     assert "tuned" in policy.reasons["classifier"]
 
 

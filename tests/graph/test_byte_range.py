@@ -44,6 +44,37 @@ def test_no_pair_of_ends_rounds_clearly_better(shape: str) -> None:
     assert rounding_error(values, low, high) <= 1.05 * min(tried)
 
 
+def model_error(values: Values, low: Values, high: Values) -> Values:
+    """The error that is to be least, value by value."""
+    rounding = ((high - low) / 255) ** 2 / 12
+    inside = np.minimum(values**2, rounding)
+    beyond = np.maximum(values - high, low - values)
+    found: Values = np.where(beyond > 0, beyond**2, inside).sum(axis=-1)
+    return found
+
+
+@pytest.mark.parametrize("seed", range(3))
+@pytest.mark.parametrize("small", [1.0, 0.3, 0.01])
+def test_no_pair_of_the_clips_to_try_has_a_smaller_error(seed: int, small: float) -> None:
+    rng = np.random.default_rng(seed)
+    values = rng.standard_t(2, 60)
+    values[values < 0] *= small
+    low, high = least_squared_error(side(values[values < 0]), side(values[values > 0]))
+    lows, highs = (end * np.arange(1, 201)[:, None] / 200 for end in (values.min(), values.max()))
+    best = min(model_error(values, each, highs).min() for each in lows)
+    assert model_error(values, np.array(low), np.array(high)) == pytest.approx(best, rel=1e-9)
+
+
+def test_what_lies_beyond_a_clip_is_what_exceeds_it() -> None:
+    magnitude, weight = np.array([1.0, 2.0, 2.0, 5.0]), np.array([3.0, 1.0, 2.0, 4.0])
+    clips = np.array([0.0, 1.0, 1.5, 2.0, 4.5, 5.0, 6.0])
+    number, distance = Side(magnitude, weight, 5.0).beyond(clips)
+    for clip, found, far in zip(clips, number, distance, strict=True):
+        outside = magnitude > clip
+        assert found == weight[outside].sum()
+        assert far == pytest.approx((weight * (magnitude - clip) ** 2)[outside].sum())
+
+
 def test_zero_is_a_grid_point() -> None:
     found = ByteRange.between(-0.375, 6.0)
     assert found.zero_point == 15

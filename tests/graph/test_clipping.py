@@ -5,6 +5,7 @@ from __future__ import annotations
 import numpy as np
 import pytest
 from numpy.typing import NDArray
+from scipy import special
 
 from segdeploy.core.errors import ConfigError
 from segdeploy.core.target import ClipMethod
@@ -12,6 +13,7 @@ from segdeploy.graph.clipping import (
     NUM_ENTROPY_BINS,
     Histogram,
     TensorRange,
+    _divergence,
     choose_clip,
     edges,
 )
@@ -139,6 +141,73 @@ def test_entropy_matches_a_slow_search(values: Values) -> None:
     chosen = round(found.clip / float(values.max()) * NUM_ENTROPY_BINS)
     best = min(divergence(size) for size in range(128, NUM_ENTROPY_BINS + 1, 32))
     assert divergence(chosen) <= 1.05 * best
+
+
+@pytest.mark.parametrize("size", [128, 200, 300])
+@pytest.mark.parametrize("seed", range(2))
+def test_the_divergence_is_that_of_the_quantised_distribution(size: int, seed: int) -> None:
+    rng = np.random.default_rng(seed)
+    linear = (rng.poisson(4, 300) * (rng.random(300) < 0.5)).astype(np.float64)
+    linear[199] = seed  # Once empty, where the rest is clipped into.
+    kept = linear[:size]
+    clipped = kept.copy()
+    clipped[-1] += linear[size:].sum()
+    quantised = np.zeros(size)
+    for level in range(128):
+        inside = [i for i in range(size) if i * 128 // size == level and kept[i] > 0]
+        quantised[inside] = kept[inside].mean() if inside else 0
+    p, q = clipped / clipped.sum(), quantised / quantised.sum()
+    expected = special.rel_entr(p, q)[q > 0].sum() + p[q == 0].sum()
+    assert _divergence(linear, size) == pytest.approx(expected, rel=1e-12)
+
+
+@pytest.mark.parametrize("draw", ["laplace", "normal", "uniform"])
+def test_mse_is_the_clip_that_real_rounding_has_the_least_error_at(draw: str) -> None:
+    rng = np.random.default_rng(1)
+    values = getattr(rng, draw)(size=100_000).astype(np.float32)
+
+    def error(clip: float) -> float:
+        step = clip / 127
+        rounded = np.clip(np.rint(values / step), -127, 127) * step
+        return float(np.square(rounded - values, dtype=np.float64).mean())
+
+    found = choose_clip(_count(values))
+    best = min(error(clip) for clip in np.linspace(0.3, 1, 71) * found.abs_max)
+    assert error(found.clip) <= 1.01 * best
+
+
+@pytest.mark.parametrize("method", list(ClipMethod))
+def test_both_ends_of_the_bytes_and_what_they_clip(method: ClipMethod) -> None:
+    draws = np.random.default_rng(6).standard_t(3, 80_000)
+    values = np.where(draws > 0, 3 * draws, 0.8 * draws).astype(np.float32)
+    found = choose_clip(_count(values), method, 99.0)
+    grid = found.bytes
+    whole = np.rint(values / grid.scale) + grid.zero_point
+    clipped = float(np.mean((whole < 0) | (whole > 255)))
+    assert grid.clipped_share == pytest.approx(clipped, abs=1e-4)
+    assert (clipped > 0) == (method is not ClipMethod.MIN_MAX)
+    if method is not ClipMethod.MSE:  # Which chooses both ends for themselves.
+        ends = -min(found.clip, -values.min()), min(found.clip, values.max())
+        assert (grid.low, grid.high) == pytest.approx(ends, abs=0.51 * grid.scale)
+
+
+def test_what_rounds_to_an_end_of_the_bytes_is_not_clipped() -> None:
+    values = np.random.default_rng(7).uniform(-2, 4, 80_000).astype(np.float32)
+    grid = choose_clip(_count(values), ClipMethod.PERCENTILE, 70.0).bytes
+    whole = np.rint(values / grid.scale) + grid.zero_point
+    clipped = float(np.mean((whole < 0) | (whole > 255)))
+    assert grid.clipped_share == pytest.approx(clipped, abs=4e-4)  # Half a step is 1e-3 here.
+
+
+def test_a_floor_counts_as_if_the_values_had_been_raised_to_it() -> None:
+    rng = np.random.default_rng(2)
+    values = rng.standard_normal(2**18 + 9).astype(np.float32)
+    values[rng.random(values.size) < 0.1] = 0
+    floored, raised = _count(values, floor=-0.5), _count(np.maximum(values, np.float32(-0.5)))
+    np.testing.assert_array_equal(floored.signed, raised.signed)
+    assert floored.peaks == raised.peaks == (values.max(), 0.5)
+    assert floored.num_zeros == np.count_nonzero(values == 0)
+    assert _count(values).peaks == (values.max(), -values.min())
 
 
 def test_one_outlier_does_not_decide_the_range() -> None:

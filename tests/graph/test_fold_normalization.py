@@ -53,14 +53,28 @@ def _model(*, convolutions: int = 1, bias: bool = True, **attributes: Any) -> on
 
 
 PADDED: dict[str, Any] = {"pads": [1, 1, 1, 1]}
+
+
+def _with_1x1() -> onnx.ModelProto:
+    """A padded convolution, and beside it a 1x1 that needs no padding."""
+    model = _model(convolutions=2, **PADDED)
+    del model.graph.node[1].attribute[:]
+    weight = next(t for t in model.graph.initializer if t.name == "w1")
+    small = np.ascontiguousarray(numpy_helper.to_array(weight)[..., :1, :1])
+    weight.CopyFrom(numpy_helper.from_array(small, "w1"))
+    return model
+
+
 MODELS = {
     "padded": (_model(**PADDED), True),
     "stride 2": (_model(pads=[0, 0, 1, 1], strides=[2, 2]), True),
     "same": (_model(auto_pad="SAME_UPPER"), True),
     "no bias": (_model(bias=False, **PADDED), True),
     "two readers": (_model(convolutions=2, **PADDED), True),
+    "one of two is padded": (_with_1x1(), True),
     "unpadded": (_model(), False),
     "unpadded, no bias": (_model(bias=False), False),
+    "padded by nothing": (_model(pads=[0, 0, 0, 0]), False),
     "valid, two readers": (_model(convolutions=2, auto_pad="VALID"), False),
 }
 
@@ -134,7 +148,12 @@ def test_what_cannot_take_it_stays_as_it_is() -> None:
     computed = _model(**PADDED)
     computed.graph.node.insert(0, helper.make_node("Neg", ["raw"], ["w0"], name="neg"))
     computed.graph.initializer[0].name = "raw"
-    for model in (grouped, other, computed):
+    shifted = _model(**PADDED)  # Its bias is computed.
+    shifted.graph.node.insert(0, helper.make_node("Neg", ["raw"], ["b0"], name="neg"))
+    shifted.graph.initializer[1].name = "raw"
+    beside = _model(**PADDED)
+    beside.graph.input.append(helper.make_tensor_value_info("more", TensorProto.FLOAT, [1]))
+    for model in (grouped, other, computed, shifted, beside):
         folded, left = fold_normalization(model, RGB)
         assert folded == model
         assert left == RGB

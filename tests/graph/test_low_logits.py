@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import onnx
 import onnxruntime
 import pytest
 import torch
+from numpy.typing import NDArray
 from onnx import TensorProto, helper, numpy_helper
 
 from segdeploy.backends.contract_module import find_upsampling
@@ -117,6 +119,82 @@ def _tail(
 def test_other_endings_are_refused_by_name(wrong: dict[str, object], why: str) -> None:
     with pytest.raises(UnsupportedTargetError, match=why):
         find_last_resize(_tail(**wrong))  # type: ignore[arg-type]
+
+
+def _resized(
+    inputs: list[str],
+    shape: list[int | str],
+    before: list[int | str] | None = None,
+    **attributes: Any,
+) -> onnx.ModelProto:
+    """One linear Resize, said by scales or sizes, of all axes or of some."""
+    ends = [("tensor", before or ["N", 3, 8, 8]), ("logits", shape)]
+    values = [helper.make_tensor_value_info(n, TensorProto.FLOAT, s) for n, s in ends]
+    node = helper.make_node("Resize", inputs, ["logits"], **{"mode": "linear", **attributes})
+    sides: dict[str, NDArray[Any]] = {
+        "scales": np.asarray([4, 4], np.float32),
+        "sizes": np.asarray([32, 32], np.int64),
+        "all_sizes": np.asarray([1, 3, 32, 32], np.int64),
+    }
+    stored = [numpy_helper.from_array(v, n) for n, v in sides.items() if n in inputs]
+    graph = helper.make_graph([node], "g", values[:1], values[1:], stored)
+    return helper.make_model(graph, opset_imports=[helper.make_opsetid("", 18)], ir_version=9)
+
+
+SCALES, SIZES = ["tensor", "", "scales"], ["tensor", "", "", "sizes"]
+
+
+@pytest.mark.parametrize("axes", [[2, 3], [3, 2], [-2, -1]])
+def test_axes_say_what_is_resized(axes: list[int]) -> None:
+    assert find_last_resize(_resized(SCALES, ["N", 3, 32, 32], axes=axes)).tensor == "tensor"
+
+
+@pytest.mark.parametrize(
+    ("model", "why"),
+    [
+        (_resized(SCALES, ["N", 12, 32, 8], axes=[1, 2]), "more than height and width"),
+        (_resized(SIZES, ["N", 3, 32, 32], axes=[2, 3], keep_aspect_ratio_policy="not_larger"),
+         "ratio of the sides"),
+        (_resized(["tensor", "", "", "all_sizes"], ["N", 3, 32, 32], ["N", "K", 8, 8]),
+         "more than height and width"),
+        (_resized(SCALES, ["N", 3, 32, 32], axes=[2, 3], mode="nearest"), "nearest, half_pixel"),
+    ],
+)  # fmt: skip
+def test_resizes_of_other_axes_or_ratios_are_refused(model: onnx.ModelProto, why: str) -> None:
+    with pytest.raises(UnsupportedTargetError, match=why):
+        find_last_resize(model)
+
+
+def test_a_rule_that_is_not_said_is_half_pixel_and_a_mode_is_nearest() -> None:
+    model = _resized(SCALES, ["N", 3, 32, 32], axes=[2, 3])
+    assert not find_last_resize(model).align_corners
+    del model.graph.node[0].attribute[:]
+    with pytest.raises(UnsupportedTargetError, match="nearest"):
+        find_last_resize(model)
+
+
+def test_a_cut_graph_says_its_shape_as_far_as_it_is_known() -> None:
+    model = _tail()
+    assert size_in_graph(model, find_last_resize(model)) == (8, 8)
+    assert _shape(cut_low_logits(model, False, (8, 8))) == [1, 3, 8, 8]
+    dynamic = _tail()
+    for value in (dynamic.graph.input[0], dynamic.graph.output[0]):
+        for index, name in ((0, "N"), (2, "H"), (3, "W")):
+            value.type.tensor_type.shape.dim[index].dim_param = name
+    assert size_in_graph(dynamic, find_last_resize(dynamic)) is None
+    assert _shape(cut_low_logits(dynamic, False, None)) == ["N", 3, "h", "w"]
+
+
+def _shape(model: onnx.ModelProto) -> list[int | str]:
+    (output,) = model.graph.output
+    return [dim.dim_param or dim.dim_value for dim in output.type.tensor_type.shape.dim]
+
+
+def test_a_graph_of_two_outputs_is_not_cut() -> None:
+    model = _tail()
+    model.graph.output.append(helper.make_tensor_value_info("low", TensorProto.FLOAT, None))
+    with pytest.raises(BuildError, match="2 outputs"):
+        cut_low_logits(model, align_corners=False, size=None)
 
 
 @pytest.mark.parametrize("rule", ["half_pixel", "pytorch_half_pixel", "align_corners"])

@@ -4,10 +4,12 @@ import os
 import subprocess
 import sys
 import time
+from pathlib import Path
 
 import numpy as np
 import pytest
 
+from segdeploy.frameworks.threads import cpu_limit_cores
 from segdeploy.measure import (
     describe_environment,
     peak_memory_mib,
@@ -128,8 +130,28 @@ def test_usable_cores_follow_the_affinity(monkeypatch: pytest.MonkeyPatch) -> No
 def test_usable_cores_obey_the_quota_of_a_container(
     monkeypatch: pytest.MonkeyPatch, quota: float | None, cores: int
 ) -> None:
-    from segdeploy.measure import environment
+    from segdeploy.frameworks import threads
 
     monkeypatch.setattr(os, "sched_getaffinity", lambda _: {0, 1, 2, 3}, raising=False)
-    monkeypatch.setattr(environment, "cpu_limit_cores", lambda: quota)
+    monkeypatch.setattr(threads, "cpu_limit_cores", lambda: quota)
     assert usable_cores() == cores
+
+
+@pytest.mark.parametrize(
+    ("files", "cores"),
+    [
+        ({"cpu.max": "150000 100000"}, 1.5),
+        ({"cpu.max": "max 100000"}, None),
+        ({"cpu/cpu.cfs_quota_us": "50000", "cpu/cpu.cfs_period_us": "100000"}, 0.5),
+        ({"cpu/cpu.cfs_quota_us": "-1", "cpu/cpu.cfs_period_us": "100000"}, None),
+        ({"cpu/cpu.cfs_quota_us": "50000"}, None),
+        ({}, None),
+    ],
+)
+def test_a_quota_is_read_from_both_kinds_of_cgroup(
+    tmp_path: Path, files: dict[str, str], cores: float | None
+) -> None:
+    for name, text in files.items():
+        (tmp_path / name).parent.mkdir(exist_ok=True)
+        (tmp_path / name).write_text(f"{text}\n", encoding="utf-8")
+    assert cpu_limit_cores(tmp_path) == cores

@@ -6,6 +6,7 @@ import os
 import subprocess
 import sys
 from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
@@ -233,13 +234,30 @@ def test_the_margin_is_not_part_of_what_is_kept_on_disk(monkeypatch: pytest.Monk
     assert compiled_fill(1)(logits, Task.MULTICLASS, axis, axis, out) == (len(axis.starts) - 1) ** 2
 
 
-def test_one_usable_core_is_one_thread(monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.parametrize(
+    ("cores", "quota", "threads"),
+    [({3}, None, 1), ({0, 1, 2, 3}, 1.2, 1), ({0, 1, 2, 3}, 3.0, 3), ({0, 1}, 3.0, 2)],
+)
+def test_threads_are_the_cores_that_affinity_and_quota_leave(
+    monkeypatch: pytest.MonkeyPatch, cores: set[int], quota: float | None, threads: int
+) -> None:
     for variable in ("SEGDEPLOY_NUM_THREADS", "OMP_NUM_THREADS"):
         monkeypatch.delenv(variable, raising=False)
-    monkeypatch.setattr(os, "sched_getaffinity", lambda _: {3}, raising=False)
+    monkeypatch.setattr(os, "sched_getaffinity", lambda _: cores, raising=False)
     monkeypatch.setattr(os, "cpu_count", lambda: 8)
-    monkeypatch.setattr(kernel, "_pool", lambda *_: pytest.fail("another thread"))
+    monkeypatch.setattr("segdeploy.frameworks.threads.cpu_limit_cores", lambda: quota)
+    kernel._num_cores.cache_clear()
+    asked: list[int] = []
+
+    def pool(_: int, count: int) -> ThreadPoolExecutor:
+        asked.append(count)
+        return executor
+
+    monkeypatch.setattr(kernel, "_pool", pool)
     axis = find_axis(9, 70, align_corners=False)
     out: Any = np.empty((70, 70), np.uint8)
     logits = make_logits("smooth", (1, 3, 9, 9), 0)[0]
-    compiled_fill(None, 64)(logits, Task.MULTICLASS, axis, axis, out)
+    with ThreadPoolExecutor(4) as executor:
+        compiled_fill(None, 64)(logits, Task.MULTICLASS, axis, axis, out)
+    kernel._num_cores.cache_clear()
+    assert asked == [threads] * (threads - 1)  # The first band is this thread's own.

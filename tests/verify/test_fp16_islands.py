@@ -73,6 +73,9 @@ def test_images_change_nothing_where_nothing_overflows(run: Any, tmp_path: Path)
     plain = _export(source, tmp_path / "a").outcome.path
     seen = _export(source, tmp_path / "b", calibration="synthetic:48x64:8").outcome.path
     assert (plain / "model.onnx").read_bytes() == (seen / "model.onnx").read_bytes()
-    options = load_artifact(plain).manifest.options
-    assert options == {"size": "dynamic"}
-    assert load_artifact(seen).manifest.options["fp16"]["islands"] == []
+    before, after = load_artifact(plain).manifest, load_artifact(seen).manifest
+    assert before.options == {"size": "dynamic"}
+    assert after.options["fp16"]["islands"] == []
+    assert after.options["calibration"]["num_images"] == 8
+    assert after.digest == before.digest  # The same artifact,
+    assert after.build_key != before.build_key  # by other work: it was searched.

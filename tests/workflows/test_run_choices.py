@@ -5,9 +5,11 @@ from __future__ import annotations
 from collections.abc import Callable
 from pathlib import Path
 
+import numpy as np
 import pytest
+from PIL import Image
 
-from segdeploy.core.errors import ConfigError
+from segdeploy.core.errors import ConfigError, DataError
 from segdeploy.workflows.run import plan_run, run
 from segdeploy.workflows.run_config import load_run_config
 from segdeploy.workflows.run_result import Status
@@ -25,6 +27,42 @@ def test_an_int8_policy_that_is_none_is_refused_before_any_work() -> None:
     with pytest.raises(ConfigError, match="int8 policy 'absent'"):
         run(load_run_config(CONFIG, calibrated))
     assert not Path("runs").exists()
+
+
+def _write_folder(root: Path) -> None:
+    """Write 20 val images; number 1, which verify does not look at, calibrates as well."""
+    for split, count, first in (("train", 3, 1), ("val", 20, 0)):
+        for kind in ("images", "labels"):
+            (root / kind / split).mkdir(parents=True)
+        for index in range(count):
+            pixels = np.random.default_rng(first + 100 * index).integers(0, 256, (64, 96, 3))
+            if (split, index) == ("val", 1):
+                pixels = np.random.default_rng(1).integers(0, 256, (64, 96, 3))
+            Image.fromarray(pixels.astype(np.uint8)).save(root / f"images/{split}/{index:02}.png")
+            label = Image.fromarray(np.zeros((64, 96), np.uint8))
+            label.save(root / f"labels/{split}/{index:02}.png")
+    (root / "classes.txt").write_text("background\ndisc\nbox\ntriangle\nbar\n")
+
+
+@pytest.mark.usefixtures("place")
+def test_images_that_calibrate_and_judge_are_refused_before_any_work() -> None:
+    _write_folder(Path("data"))
+    text = CONFIG.read_text().replace('["onnx-fp32"]', '["onnx-fp32", "onnx-int8"]')
+    CONFIG.write_text(text.replace('"synthetic:64x96:8"', '"folder:data"'))
+    leak = {"run": {"calibration": "folder:data"}}
+    for force in (False, True):
+        with pytest.raises(DataError, match=r"Image 01 of .*val.* calibrated int8 .*00"):
+            run(load_run_config(CONFIG, leak), force=force)
+    assert not Path("runs").exists()
+    assert [row.export.partition(":")[0] for row in plan_run(load_run_config(CONFIG, leak))] == [
+        "build", "refused",
+    ]  # fmt: skip
+    with CONFIG.open("a") as file:
+        file.write("[evaluate]\nlimit = 1\n")  # Nothing else looks at number 1.
+    assert [row.export for row in plan_run(load_run_config(CONFIG, leak))] == ["build", "build"]
+    Image.open("data/images/train/00.png").save("data/images/val/00.png")
+    with pytest.raises(DataError, match=r"Image 00 of .*val"):
+        run(load_run_config(CONFIG, leak))
 
 
 @pytest.mark.usefixtures("place")
