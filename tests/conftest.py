@@ -1,4 +1,4 @@
-"""Fixtures for every room: the shared real data, an untrained checkpoint, a validation split."""
+"""Fixtures for every room: shared real data, a command line, an untrained checkpoint, scenes."""
 
 from __future__ import annotations
 
@@ -17,6 +17,8 @@ os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
 # A child process a build costs seconds; tests of isolation switch it on again.
 os.environ.setdefault("SEGDEPLOY_IN_PROCESS", "1")
 
+import segdeploy.cli.commands  # noqa: F401  registers every command
+from segdeploy.cli.app import run_app
 from segdeploy.core.folder import Checkpoint
 from segdeploy.core.preprocess import PreprocessSpec
 from segdeploy.core.task import Task
@@ -33,6 +35,24 @@ def shared_data() -> Path:
     if not folder.is_dir():
         pytest.skip("real data absent: set SEGDEPLOY_DATA to its folder")
     return folder
+
+
+@pytest.fixture
+def cli(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> Callable[..., tuple[int, str, str]]:
+    """Run a command line in this process: (exit code, stdout, stderr)."""
+    monkeypatch.setenv("COLUMNS", "200")
+    for name in ("SEGDEPLOY_QUIET", "SEGDEPLOY_VERBOSE"):
+        monkeypatch.delenv(name, raising=False)
+
+    def run(*arguments: str) -> tuple[int, str, str]:
+        monkeypatch.setattr(sys, "argv", ["segdeploy", *arguments])
+        code = run_app()
+        out, err = capsys.readouterr()
+        return code, out, err
+
+    return run
 
 
 @pytest.fixture(scope="session")

@@ -12,6 +12,7 @@ import shlex
 import sys
 from collections.abc import Callable
 from dataclasses import dataclass
+from importlib import metadata
 from pathlib import Path
 from typing import Any
 
@@ -22,7 +23,7 @@ from segdeploy.backends.requests import build_here, encode_request
 from segdeploy.core.child import Child, ChildFailedError, child_environment
 from segdeploy.core.contract import TensorSpec
 from segdeploy.core.errors import ArtifactError, BackendUnavailableError, BuildError
-from segdeploy.core.folder import ModelFolder, installed_versions
+from segdeploy.core.folder import NOTED_PACKAGES, ModelFolder, installed_versions
 from segdeploy.core.foreign import ForeignGraph
 from segdeploy.core.session import Array, Backend, BuildRequest
 from segdeploy.measure.environment import memory_limit_mib
@@ -125,6 +126,25 @@ def require_elsewhere(backend: Backend) -> dict[str, str]:
         )
     versions: dict[str, str] = answer["versions"]
     return versions
+
+
+def versions_elsewhere(backend: Backend) -> dict[str, str]:
+    """Return the versions in a backend's second environment as its files tell them, unopened.
+
+    Keys are `environment/package`; empty for a backend that has none, or where it is missing.
+    """
+    if backend.environment is None:
+        return {}
+    try:
+        python = Path(find_python_of(backend.environment))
+    except BackendUnavailableError:
+        return {}
+    places = [str(place) for place in python.parents[1].glob("lib/python3*/site-packages")]
+    return {
+        f"{backend.environment}/{name}": found.version
+        for name in (*NOTED_PACKAGES, *backend.packages)
+        for found in metadata.distributions(name=name, path=places)
+    }
 
 
 def _unusable(

@@ -102,6 +102,7 @@ def check_profile_plan(plan: BenchPlan) -> None:
         "--streams": plan.streams > 1,
         "--sustained": plan.sustained_s > 0,
         "--in-process": plan.in_process,
+        "--warmup": plan.warmup_s != BenchPlan().warmup_s,
         "--batch-size with several sizes": len(plan.batch_sizes) > 1,
     }
     found = [option for option, is_asked in asked.items() if is_asked]

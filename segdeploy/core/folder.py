@@ -251,13 +251,13 @@ def find_linked(folder: ModelFolder, link: Link | None) -> Checkpoint | Artifact
     return None
 
 
-_NOTED_PACKAGES = (
+NOTED_PACKAGES = (
     "segdeploy", "numpy", "pillow", "torch", "torchvision", "onnx", "onnxscript", "onnxruntime",
     "onnxruntime-gpu", "safetensors",
 )  # fmt: skip
 
 
-def installed_versions(names: Iterable[str] = _NOTED_PACKAGES) -> dict[str, str]:
+def installed_versions(names: Iterable[str] = NOTED_PACKAGES) -> dict[str, str]:
     """Return the versions of packages as far as installed; default: what can change any result."""
     versions = {}
     for name in names:

@@ -12,6 +12,8 @@ from pathlib import Path
 
 from segdeploy.core.errors import ConfigError
 from segdeploy.core.folder import MANIFEST, load_folder
+from segdeploy.workflows.gate_stored import StoredBaseline, is_stored
+from segdeploy.workflows.run_memory import BENCH
 from segdeploy.workflows.run_result import StageOutcome, Status
 
 NO_COUNTERPART = "no counterpart"
@@ -21,11 +23,11 @@ def check_baseline(root: Path, out: Path) -> None:
     """Check that a baseline is there, and is not what the run itself writes.
 
     Raises:
-        ConfigError: If it is no folder, or lies in `out`: an artifact compared with itself passes.
+        ConfigError: If it is not there, or lies in `out`: an artifact compared with itself passes.
     """
-    if not root.is_dir():
+    if not (root.is_dir() or (root.is_file() and is_stored(root))):
         raise ConfigError(
-            f"The baseline {root} is no folder.",
+            f"The baseline {root} is neither a folder nor a bench.json.",
             hint="Give the folder of an earlier run (its `out`), or an artifact of one.",
         )
     if root.resolve().is_relative_to(out.resolve()):
@@ -37,18 +39,26 @@ def check_baseline(root: Path, out: Path) -> None:
 
 
 def find_baseline(root: Path, model: str, artifact: Path) -> Path | None:
-    """Return ROOT/model/NAME, else ROOT/NAME, else ROOT if it is an artifact of this target.
+    """Return ROOT/model/NAME, else ROOT/NAME, else ROOT if it is of this target.
+
+    Where a folder holds no artifact any more, its `bench.json` is a stored baseline.
 
     Raises:
-        ArtifactError: If a manifest cannot be read.
+        ArtifactError: If a manifest or a result cannot be read.
     """
+    if is_stored(root):
+        return root if StoredBaseline.load(root).result.target == _target(artifact) else None
     for place in (root / model / artifact.name, root / artifact.name):
-        if (place / MANIFEST).is_file():
-            return place
+        for file in (MANIFEST, BENCH):
+            if (place / file).is_file():
+                return place if file == MANIFEST else place / file
     if not (root / MANIFEST).is_file():
         return None
-    names = [load_folder(each, check_files=False).name for each in (root, artifact)]
-    return root if names[0] == names[1] else None
+    return root if _target(root) == _target(artifact) else None
+
+
+def _target(folder: Path) -> str:
+    return load_folder(folder, check_files=False).name
 
 
 def check_matches(outcomes: Sequence[StageOutcome], root: Path) -> list[StageOutcome]:

@@ -16,6 +16,7 @@ from typing import Any
 
 import segdeploy
 from segdeploy.backends import BACKENDS
+from segdeploy.backends.isolation import versions_elsewhere
 from segdeploy.core.errors import ConfigError, SegDeployError
 from segdeploy.core.files import digest_of, sha256_file
 from segdeploy.core.folder import installed_versions
@@ -36,12 +37,17 @@ def machine_key() -> str:
 
 
 def runtime_versions() -> dict[str, str]:
-    """Return the versions of all packages that can change a result, as far as installed."""
-    names: set[str] = set()
-    for backend in BACKENDS:
+    """Return the versions of all packages that can change a result, as far as installed.
+
+    Those of a second environment have its name in front: `litert/torch`.
+    """
+    found = installed_versions()
+    for name in BACKENDS:
         with suppress(ConfigError):  # A broken plug-in is told where its target is asked for.
-            names.update(BACKENDS.get(backend).packages)
-    return {**installed_versions(), **installed_versions(sorted(names))}
+            backend = BACKENDS.get(name)
+            found |= installed_versions(backend.packages)
+            found |= versions_elsewhere(backend)
+    return found
 
 
 def data_key(spec: str | None, split: str) -> str:

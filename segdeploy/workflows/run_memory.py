@@ -22,7 +22,7 @@ from segdeploy.workflows.run_config import RESOLVED, RunConfig, run_toml
 from segdeploy.workflows.run_keys import file_key
 from segdeploy.workflows.run_result import StageOutcome, Status
 
-MEMORY, GATE = "run.json", "gate.json"
+MEMORY, BENCH, GATE = "run.json", "bench.json", "gate.json"
 _ANSWERS = {Status.PASSED, Status.FAILED}
 
 

@@ -14,20 +14,21 @@ from pathlib import Path
 
 from segdeploy.bench import measure_interleaved
 from segdeploy.core.errors import SegDeployError
-from segdeploy.core.folder import ModelFolder, load_folder
+from segdeploy.core.folder import load_folder
 from segdeploy.core.gate import GateResult
 from segdeploy.core.results import BenchResult
 from segdeploy.data import VAL
 from segdeploy.workflows.gate import gate
+from segdeploy.workflows.gate_stored import is_stored
 from segdeploy.workflows.history import append_history, history_entry
 from segdeploy.workflows.run_baseline import NO_COUNTERPART, find_baseline
 from segdeploy.workflows.run_export import Work
 from segdeploy.workflows.run_keys import file_key, machine_key, results_key, stage_key
-from segdeploy.workflows.run_memory import GATE
+from segdeploy.workflows.run_memory import BENCH, GATE
 from segdeploy.workflows.run_result import StageOutcome, Status
 from segdeploy.workflows.run_tables import ModelTable
 
-EVAL, BENCH, PAGE = "eval.json", "bench.json", "report.html"
+EVAL, PAGE = "eval.json", "report.html"
 
 
 def evaluate_artifact(work: Work, model: ModelTable, path: Path) -> None:
@@ -123,11 +124,12 @@ def gate_artifact(work: Work, model: ModelTable, path: Path) -> None:
     empty = _empty(model, path, "gate")
     try:
         place = find_baseline(Path(work.config.gate.baseline or ""), model.label, path)
-        baseline = None if place is None else load_folder(place)  # A damaged one decides nothing.
+        if place is not None and not is_stored(place):
+            load_folder(place)  # A damaged one decides nothing.
     except SegDeployError as error:
         work.memory.keep(_failed(work, empty, error, time.perf_counter()))
         return
-    if baseline is None:
+    if place is None:
         reason = f"The baseline has no {model.label}/{path.name}: nothing to compare with."
         work.memory.keep(replace(empty, status=Status.SKIPPED, kind=NO_COUNTERPART, reason=reason))
         return
@@ -137,16 +139,16 @@ def gate_artifact(work: Work, model: ModelTable, path: Path) -> None:
         return
     work.memory.settle(
         empty.place,
-        _gate_key(work, model, baseline, path),
+        _gate_key(work, model, place, path),
         path / GATE,
-        lambda: _compare(work, empty, baseline.path, path, work.config.data_of(model)),
+        lambda: _compare(work, empty, place, path, work.config.data_of(model)),
     )
 
 
-def _gate_key(work: Work, model: ModelTable, baseline: ModelFolder, path: Path) -> str:
+def _gate_key(work: Work, model: ModelTable, baseline: Path, path: Path) -> str:
     sides = [
-        (baseline.manifest.digest, file_key(baseline.path / EVAL)),
-        (_digest(path), file_key(path / EVAL)),
+        (file_key(side), "") if is_stored(side) else (_digest(side), file_key(side / EVAL))
+        for side in (baseline, path)
     ]
     settings = str(work.config.gate), str(work.config.bench), work.config.run.device
     seen = work.data_key(work.config.data_of(model), VAL)
@@ -206,5 +208,4 @@ def _failed(work: Work, empty: StageOutcome, error: SegDeployError, start: float
 
 
 def _digest(path: Path) -> str:
-    folder: ModelFolder = load_folder(path, check_files=False)
-    return folder.manifest.digest
+    return load_folder(path, check_files=False).manifest.digest

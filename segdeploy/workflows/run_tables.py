@@ -156,11 +156,15 @@ _Limit = str | float | bool | None
 
 @dataclass(frozen=True, kw_only=True)
 class GateTable:
-    """`[gate]`. Without a `baseline` (an `out` of an earlier run, or an artifact) nothing gates."""
+    """`[gate]`. Without a `baseline` nothing gates.
+
+    It is an `out` of an earlier run, an artifact, or what is left of them: `bench.json`.
+    """
 
     baseline: str | None = None
     budget: str | float = "60s"
     streams: int = 1
+    allow_different_machine: bool = False
     latency: _Limit = None
     throughput: _Limit = None
     memory: _Limit = None
@@ -187,6 +191,7 @@ class GateTable:
         return GatePlan(
             size=parse_size(bench.size), batch_size=bench.batch_size, threads=bench.threads,
             device=device, budget_s=self.budget_s, streams=self.streams, data=data,
+            allow_different_machine=self.allow_different_machine,
         )  # fmt: skip
 
 

@@ -141,7 +141,8 @@ def test_a_runtime_without_a_profiler_names_those_that_have_one(run: Path) -> No
     [
         ({"end_to_end": True}, "--end-to-end"), ({"launches": 2}, "--launches"),
         ({"streams": 2}, "--streams"), ({"sustained_s": 1.0}, "--sustained"),
-        ({"in_process": True}, "--in-process"), ({"batch_sizes": (1, 4)}, "--batch-size"),
+        ({"in_process": True}, "--in-process"), ({"warmup_s": 0.5}, "--warmup"),
+        ({"batch_sizes": (1, 4)}, "--batch-size"),
     ],
 )  # fmt: skip
 def test_what_a_profile_cannot_heed_is_refused(

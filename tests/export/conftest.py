@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from pathlib import Path
 from types import ModuleType
 
@@ -12,7 +12,6 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F  # noqa: N812  torch's own convention
 
-from segdeploy.cli.app import run_app
 from segdeploy.core.folder import Checkpoint
 from segdeploy.core.preprocess import PreprocessSpec
 from segdeploy.core.task import Task
@@ -102,19 +101,3 @@ def binary_checkpoint(tmp_path_factory: pytest.TempPathFactory) -> Checkpoint:
 @pytest.fixture(scope="session")
 def broken_checkpoint(tmp_path_factory: pytest.TempPathFactory) -> Checkpoint:
     return save_tiny(tmp_path_factory.mktemp("broken") / "checkpoint", model="broken")
-
-
-@pytest.fixture
-def cli(
-    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
-) -> Callable[..., tuple[int, str, str]]:
-    """Run a command line in this process: (exit code, stdout, stderr)."""
-    monkeypatch.setenv("COLUMNS", "200")
-
-    def run(*arguments: str) -> tuple[int, str, str]:
-        monkeypatch.setattr(sys, "argv", ["segdeploy", *arguments])
-        code = run_app()
-        out, err = capsys.readouterr()
-        return code, out, err
-
-    return run

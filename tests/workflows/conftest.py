@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import sys
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -12,8 +11,6 @@ import onnx
 import pytest
 from onnx import TensorProto, helper, numpy_helper
 
-from segdeploy.cli import commands  # noqa: F401  registers every command
-from segdeploy.cli.app import run_app
 from segdeploy.core.files import sha256_file
 from segdeploy.core.folder import MANIFEST, Artifact, Checkpoint, load_artifact
 from segdeploy.core.manifest import encode_manifest
@@ -86,22 +83,6 @@ size = "10%"
 """
     )
     return tmp_path
-
-
-@pytest.fixture
-def cli(
-    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
-) -> Callable[..., tuple[int, str, str]]:
-    """Run a command line in this process: (exit code, stdout, stderr)."""
-    monkeypatch.setenv("COLUMNS", "200")
-
-    def run(*arguments: str) -> tuple[int, str, str]:
-        monkeypatch.setattr(sys, "argv", ["segdeploy", *arguments])
-        code = run_app()
-        out, err = capsys.readouterr()
-        return code, out, err
-
-    return run
 
 
 @pytest.fixture(scope="session")

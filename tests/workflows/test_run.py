@@ -18,7 +18,6 @@ from segdeploy.core.folder import Checkpoint, load_artifact
 from segdeploy.core.gate import GateResult, Verdict
 from segdeploy.core.manifest import encode_manifest
 from segdeploy.workflows.run import plan_run, run
-from segdeploy.workflows.run_baseline import NO_COUNTERPART, check_matches, find_baseline
 from segdeploy.workflows.run_config import RunConfig, load_run_config, run_toml
 from segdeploy.workflows.run_result import RunResult, StageOutcome, Status
 from segdeploy.workflows.run_tables import Stage
@@ -275,34 +274,6 @@ def test_an_error_hides_an_inconclusive_gate_and_a_failed_check_hides_both() -> 
     failed = outcome("verify", status=Status.FAILED, exit_code=1)
     assert RunResult(out=Path(), outcomes=[unknown, error]).exit_code == 4
     assert RunResult(out=Path(), outcomes=[unknown, error, failed]).exit_code == 1
-
-
-def test_a_baseline_is_found_by_name_or_target(place: Path, cli: Cli) -> None:
-    assert cli("run", "--out", "run", "--only", "export")[0] == 0
-    made = place / "run/tiny/onnx-fp32"
-    assert find_baseline(place / "run", "tiny", made) == made
-    assert find_baseline(place / "run/tiny", "other", made) == made
-    other = made.rename(made.with_name("another-name"))
-    assert find_baseline(other, "tiny", other) == other
-    assert find_baseline(place / "run", "tiny", made) is None
-    manifest = load_artifact(other).manifest
-    (place / "int8").mkdir()
-    changed = encode_manifest(manifest.replace(target="onnx-int8"))
-    (place / "int8/manifest.json").write_bytes(changed)
-    assert find_baseline(place / "int8", "tiny", other) is None
-
-
-def test_a_baseline_that_matches_nothing_is_an_error(tmp_path: Path) -> None:
-    new = outcome("gate", status=Status.SKIPPED, kind=NO_COUNTERPART)
-    assert check_matches([new, outcome("gate")], tmp_path)[0].status is Status.SKIPPED
-    assert check_matches([new, outcome("bench")], tmp_path)[0].exit_code == 2
-
-
-@pytest.mark.usefixtures("place")
-def test_a_baseline_that_is_not_there_yet_stops_no_run_without_a_gate() -> None:
-    CONFIG.write_text(CONFIG.read_text().replace("[gate]", '[gate]\nbaseline = "runs/base"'))
-    result = run(load_run_config(CONFIG, {"run": {"out": "runs/base", "stages": ["export"]}}))
-    assert result.exit_code == 0
 
 
 @pytest.mark.usefixtures("place")

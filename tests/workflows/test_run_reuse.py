@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import sys
 from collections.abc import Callable, Mapping
 from importlib import metadata
 from pathlib import Path
@@ -87,6 +88,22 @@ def test_every_key_holds_the_runtimes_versions(
         pytest.skip(f"{package} is not installed")
     first, real = stage_key("bench", 1), metadata.version
     monkeypatch.setattr(metadata, "version", lambda name: "99" if name == package else real(name))
+    assert stage_key("bench", 1) != first
+
+
+def test_every_key_holds_the_versions_of_second_environments(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    python = tmp_path / "bin/python"
+    python.parent.mkdir()
+    python.symlink_to(sys.executable)
+    monkeypatch.setenv("SEGDEPLOY_PYTHON_LITERT", str(python))
+    told = tmp_path / "lib/python3.11/site-packages/ai_edge_litert-2.1.0.dist-info/METADATA"
+    told.parent.mkdir(parents=True)
+    told.write_text("Metadata-Version: 2.1\nName: ai-edge-litert\nVersion: 2.1.0\n")
+    assert runtime_versions()["litert/ai-edge-litert"] == "2.1.0"
+    first = stage_key("bench", 1)
+    told.write_text(told.read_text().replace("Version: 2.1.0", "Version: 2.2.0"))
     assert stage_key("bench", 1) != first
 
 
