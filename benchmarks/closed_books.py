@@ -7,34 +7,31 @@ LRASPP is measured beside them. LiteRT needs SEGDEPLOY_PYTHON_LITERT. Writes
 benchmarks/results/closed_books.json after each group, and leaves out what is there already
 unless --again. A target that cannot run here is listed with the reason.
 
-That the parts add up says nothing of whether each has its own time, so two of them are measured
-again without books: what the runtime alone takes must lie between `run` and `run` with its copies
-(and `postprocess`, where such a call brings low-resolution logits to labels), and `preprocess` must
-not be shorter than the same work alone. Wants an idle machine. Exits 1 if a remainder is above 2 %
-of the call, or one of these is off by more than 10 %.
+That the parts add up says nothing of whether each has its own time, so two of them are timed again
+from outside, by `benchmarks/runtime_alone.py`: the run with its copies, and `preprocess`, in a loop
+over frames without books. Wants an idle machine. Exits 1 if a remainder is above 2 % of the call,
+or one of these is off by more than 10 % of the call.
 """
 
 from __future__ import annotations
 
 import argparse
 import json
+import os
+import subprocess
 import sys
-from dataclasses import replace
 from pathlib import Path
-from statistics import median
 from typing import Any
 
+from segdeploy.backends.isolation import find_python
 from segdeploy.bench import BenchPlan, measure_interleaved
-from segdeploy.bench.inputs import make_batch
-from segdeploy.core.contract import InputKind, OutputKind
+from segdeploy.core.child import child_environment
 from segdeploy.core.errors import SegDeployError
 from segdeploy.core.files import write_json
 from segdeploy.core.folder import load_folder
-from segdeploy.core.manifest import Manifest
-from segdeploy.core.preprocess import normalize_image
 from segdeploy.core.results import BenchResult
 from segdeploy.core.sizes import parse_size
-from segdeploy.measure import describe_environment, sample_ms
+from segdeploy.measure import describe_environment
 
 HERE = Path(__file__).parent
 RESULT = HERE / "results" / "closed_books.json"
@@ -44,34 +41,30 @@ MOST_OFF = 0.1  # Two runs of one program differ by a few percent.
 GROUP = 4  # Artifacts in one interleaved run.
 
 
-def runtime_off(regions: dict[str, float], plain_ms: float, output: OutputKind) -> float:
-    """Return how far a plain call's latency lies beside what its regions took, as a share of it."""
-    most = sum(regions[name] for name in ("host_to_device", "run", "device_to_host"))
-    if output is OutputKind.LOW_LOGITS:
-        most += regions["postprocess"]
-    return max(0.0, regions["run"] - plain_ms, plain_ms - most) / plain_ms
+def check(result: BenchResult, size: str, seconds: float) -> dict[str, float]:
+    """Return by how much the books of a result are off what is timed without books.
+
+    As a share of the whole call. Both sides are runs of their own: noise is in it.
+    """
+    path, regions = Path(result.path), result.regions_ms or {}
+    python = find_python(load_folder(path))
+    answer = subprocess.run(
+        [python, "-m", "benchmarks.runtime_alone", path, size, f"{seconds}"],
+        cwd=HERE.parent, env={**os.environ, **child_environment(result.environment["threads"])},
+        check=True, capture_output=True, text=True,
+    ).stdout  # fmt: skip
+    return compare(regions, *(float(word) for word in answer.split()[-2:]))
 
 
-def preprocess_ms(manifest: Manifest, size: tuple[int, int]) -> float:
-    """Return what it takes to make the runtime's input of an image, without a runtime beside it."""
-    if manifest.io.input is InputKind.IMAGE:
-        return 0.0
-    (image,) = make_batch(manifest, size, 1, as_images=True)
-    return median(sample_ms(lambda: normalize_image(image, manifest.preprocess), 0.2, at_least=20))
-
-
-def check(result: BenchResult, plain: BenchResult) -> dict[str, float]:
-    """Return by how much the books of a result are off what is measured without books."""
-    manifest, regions = load_folder(Path(result.path)).manifest, result.regions_ms or {}
-    plain_ms = median(plain.samples_ms)
-    height, width = result.input_shape[1:3]
-    alone_ms = preprocess_ms(manifest, (height, width))
-    short = (alone_ms - regions["preprocess"]) / alone_ms if alone_ms else 0.0
+def compare(regions: dict[str, float], run_ms: float, prepare_ms: float) -> dict[str, float]:
+    """Return what was timed from outside, and how far the books are off it, of the whole call."""
+    booked_ms = sum(regions[name] for name in ("host_to_device", "run", "device_to_host"))
+    whole_ms = regions["end_to_end"]
     return {
-        "plain_p50_ms": plain_ms,
-        "runtime_off_share": runtime_off(regions, plain_ms, manifest.io.output),
-        "preprocess_alone_ms": alone_ms,
-        "preprocess_off_share": max(0.0, short),
+        "runtime_alone_ms": run_ms,
+        "runtime_off_share": abs(booked_ms - run_ms) / whole_ms,
+        "preprocess_alone_ms": prepare_ms,
+        "preprocess_off_share": abs(regions["preprocess"] - prepare_ms) / whole_ms,
     }
 
 
@@ -96,18 +89,16 @@ def row(result: BenchResult) -> dict[str, Any]:
 
 
 def measure(
-    group: list[Path], size: tuple[int, int] | None, seconds: float, threads: int | None = None
+    group: list[Path], size: tuple[int, int], seconds: float, threads: int | None = None
 ) -> list[dict[str, Any]]:
     try:
         plan = BenchPlan(size, threads=threads, seconds=seconds, end_to_end=True)
         outcome = measure_interleaved(group, plan, save=False)
-        again = measure_interleaved(group, replace(plan, end_to_end=False), save=False)
     except SegDeployError as error:
         return [{"target": path.name, "error": error.message} for path in group]
-    plain = {result.path: result for result in again.results}
+    height, width = size
     done = [
-        {**row(result), **(check(result, plain[result.path]) if result.path in plain else {})}
-        for result in outcome.results
+        {**row(result), **check(result, f"{height}x{width}", seconds)} for result in outcome.results
     ]
     found = {result.path for result in outcome.results}
     missing = [path for path in group if str(path) not in found]
@@ -126,6 +117,9 @@ def main() -> None:
     parser.add_argument("--threads", type=int)
     parser.add_argument("--again", action="store_true")
     told = parser.parse_args()
+    size = parse_size(told.size)
+    if size is None:
+        parser.error("--size needs one size, HxW")
     folders = [
         CHECKPOINT, *sorted(f.parent for f in told.run.glob("[!.]*/manifest.json"))
     ]  # fmt: skip
@@ -136,7 +130,7 @@ def main() -> None:
     rows = [each for each in rows if each["target"] in known]
     for start in range(0, len(left), GROUP):
         group = left[start : start + GROUP]
-        rows += measure(group, parse_size(told.size), told.seconds, told.threads)
+        rows += measure(group, size, told.seconds, told.threads)
         write_json(RESULT, {
             "size": told.size, "limit": MOST, "rows": rows, "environment": describe_environment(),
         })  # fmt: skip

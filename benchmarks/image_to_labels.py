@@ -39,7 +39,9 @@ HERE = Path(__file__).parent
 RESULTS = HERE / "results" / "image_to_labels.json"
 RUN = Path("runs/image-to-labels")
 NUM_JUDGED = 10
-OURS = ("openvino-int8", "openvino-bf16", "openvino-fp32", "onnx-int8", "onnx-fp32")
+OURS = (
+    "openvino-int8", "openvino-bf16", "openvino-fp32", "onnx-int8", "onnx-fp32", "executorch-int8",
+)  # fmt: skip
 FAST = IoContract(InputKind.IMAGE, OutputKind.LOW_LOGITS)
 
 

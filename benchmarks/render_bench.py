@@ -32,8 +32,9 @@ def closed_books() -> str:
         runtime = max(row["runtime_off_share"] for row in checked)
         before = max(row["preprocess_off_share"] for row in checked)
         lines.append(
-            f"\nMeasured again without books, `run` with its copies is off by {runtime:.1%} at "
-            f"most, `preprocess` short by {before:.1%} at most ({len(checked)} targets)."
+            f"\nTimed again from outside in a loop over frames, `run` with its copies differs by "
+            f"{runtime:.1%} of the call at most, `preprocess` by {before:.1%} ({len(checked)} "
+            "targets; two runs, one after the other)."
         )
     clock = read("clock_overhead")
     lines.append(

@@ -35,6 +35,7 @@ from segdeploy.frameworks.packages import find_packages, import_package
 from segdeploy.frameworks.threads import num_threads
 from segdeploy.measure.regions import Region, enter
 
+_MOST_COMPILED = 4  # Batch sizes; each has its own copy of packed weights.
 FACTS = "segdeploy"
 """Section of rt_info that holds the facts."""
 
@@ -50,19 +51,24 @@ _RUNS_AS = {
 
 
 class OpenVinoSession:
-    """A compiled model, with one infer request for `run` and one for each bound batch."""
+    """A model, compiled for each batch size that comes, with a request for each bound batch."""
 
     def __init__(
-        self, compiled: Any, inputs: tuple[TensorSpec, ...], outputs: tuple[TensorSpec, ...]
+        self,
+        compile_for: Callable[[int | None], Any],
+        inputs: tuple[TensorSpec, ...],
+        outputs: tuple[TensorSpec, ...],
     ) -> None:
-        self._compiled = compiled
-        self._request = compiled.create_infer_request()
+        self._compile_for: Callable[[int | None], Any] | None = compile_for
+        self._requests: dict[int | None, Any] = {}
         self.inputs = inputs
         self.outputs = outputs
+        self._request(1)  # What cannot be compiled is told when it is opened.
 
     def run(self, batch: Array) -> dict[str, Array]:
         """Return the outputs by name."""
-        request = self._opened(self._request)
+        check_batch(batch, self.inputs[0])
+        request = self._request(batch.shape[0])
         enter(Region.HOST_TO_DEVICE)
         kept = self._place(request, batch)
         enter(Region.RUN)
@@ -75,32 +81,42 @@ class OpenVinoSession:
 
     def bind(self, batch: Array) -> Callable[[], None]:
         """Return a call that runs this batch once, in a request of its own."""
-        request = self._opened(self._compiled).create_infer_request()
+        check_batch(batch, self.inputs[0])
+        request = self._request(batch.shape[0]).get_compiled_model().create_infer_request()
         kept = self._place(request, batch)
 
         def call() -> None:
-            self._opened(self._request)
+            self._check_open()
             _infer(request, kept)
 
         return call
 
     def close(self) -> None:
-        """Free the runtime's model."""
-        self._request = self._compiled = None
+        """Free the runtime's models."""
+        self._compile_for = None
+        self._requests.clear()
+
+    def _request(self, num_images: int) -> Any:
+        """Return the request of a batch size; the oldest makes room."""
+        compile_for = self._check_open()
+        size = num_images if has_open_batch_only(self.inputs[0]) else None
+        if size not in self._requests:
+            if len(self._requests) == _MOST_COMPILED:
+                del self._requests[next(iter(self._requests))]
+            self._requests[size] = compile_for(size).create_infer_request()
+        return self._requests[size]
+
+    def _check_open(self) -> Callable[[int | None], Any]:
+        if self._compile_for is None:
+            raise ArtifactError("The session is closed.")
+        return self._compile_for
 
     def _place(self, request: Any, batch: Array) -> Array:
         """Set the input tensor; return the array that it lives in, to be kept until the run."""
-        check_batch(batch, self.inputs[0])
         kept = np.require(batch, requirements=["C", "W"])
         tensor = import_package("openvino", "openvino").Tensor(kept, shared_memory=True)
         request.set_tensor(self.inputs[0].name, tensor)
         return kept
-
-    @staticmethod
-    def _opened(part: Any) -> Any:
-        if part is None:
-            raise ArtifactError("The session is closed.")
-        return part
 
 
 def _infer(request: Any, batch: Array) -> None:
@@ -162,16 +178,43 @@ class OpenVinoBackend(Backend):
         manifest = folder.manifest
         precision = ExportTarget.parse(manifest.target or "").precision
         try:
-            core = openvino.Core()
-            model = core.read_model(folder.payload)
-            compiled = core.compile_model(model, "CPU", compile_settings(precision))
+            model = openvino.Core().read_model(folder.payload)
         except RuntimeError as error:
-            raise ArtifactError(
-                f"OpenVINO cannot open {folder.payload}: {error}", hint="Export it again."
-            ) from error
-        _check_contract(compiled, manifest.inputs, manifest.outputs, str(folder.payload))
-        check_executed(compiled, precision)
-        return OpenVinoSession(compiled, manifest.inputs, manifest.outputs)
+            raise _cannot_open(folder, error) from error
+        _check_contract(model, manifest.inputs, manifest.outputs, str(folder.payload))
+
+        def compile_for(batch_size: int | None) -> Any:
+            try:
+                compiled = compile_shaped(model, batch_size, compile_settings(precision))
+            except RuntimeError as error:
+                raise _cannot_open(folder, error) from error
+            check_executed(compiled, precision)
+            return compiled
+
+        return OpenVinoSession(compile_for, manifest.inputs, manifest.outputs)
+
+
+def _cannot_open(folder: ModelFolder, error: RuntimeError) -> ArtifactError:
+    return ArtifactError(f"OpenVINO cannot open {folder.payload}: {error}", hint="Export it again.")
+
+
+def has_open_batch_only(spec: TensorSpec) -> bool:
+    """Return whether an input is open in its batch size and nowhere else."""
+    return spec.shape[0] is None and None not in spec.shape[1:]
+
+
+def compile_shaped(model: Any, batch_size: int | None, settings: dict[str, Any]) -> Any:
+    """Return a model compiled for the CPU and one batch size; None leaves it as it is.
+
+    With every shape known the plugin plans memory and chooses kernels once, not in every call
+    (`benchmarks/image_to_labels.py`: one twelfth of LRASPP's time in int8).
+    """
+    openvino = import_package("openvino", "openvino")
+    if batch_size is not None:
+        model = model.clone()
+        (port,) = model.inputs
+        model.reshape({port: openvino.PartialShape([batch_size, *list(port.partial_shape)[1:]])})
+    return openvino.Core().compile_model(model, "CPU", settings)
 
 
 def compile_settings(precision: Precision) -> dict[str, Any]:
@@ -251,10 +294,10 @@ def _set_facts(model: Any, facts: dict[str, Any]) -> None:
 
 
 def _check_contract(
-    compiled: Any, inputs: tuple[TensorSpec, ...], outputs: tuple[TensorSpec, ...], what: str
+    model: Any, inputs: tuple[TensorSpec, ...], outputs: tuple[TensorSpec, ...], what: str
 ) -> None:
     wanted = [(s.name, s.dtype, s.shape) for s in (*inputs, *outputs)]
-    ports = (*compiled.inputs, *compiled.outputs)
+    ports = (*model.inputs, *model.outputs)
     names = [name for name, _, _ in wanted] + [""] * len(ports)
     found = [_describe(port, name) for port, name in zip(ports, names, strict=False)]
     if len(found) == len(wanted) and all(

@@ -76,17 +76,22 @@ def read_onnx_events(events: list[dict[str, Any]], num_calls: int) -> list[dict[
 
 
 def _openvino(folder: ModelFolder, batch: Array, seconds: float) -> Profile:
-    from segdeploy.backends.openvino import compile_settings
+    from segdeploy.backends.openvino import (
+        compile_settings,
+        compile_shaped,
+        has_open_batch_only,
+    )
     from segdeploy.core.target import ExportTarget
     from segdeploy.frameworks.packages import import_package
 
     openvino = import_package("openvino", "openvino")
     precision = ExportTarget.parse(folder.manifest.target or "").precision
     settings = {**compile_settings(precision), "PERF_COUNT": True}
-    core = openvino.Core()
-    compiled = core.compile_model(core.read_model(folder.payload), "CPU", settings)
-    request = compiled.create_infer_request()
-    request.set_tensor(folder.manifest.inputs[0].name, openvino.Tensor(batch))
+    spec = folder.manifest.inputs[0]
+    batch_size = len(batch) if has_open_batch_only(spec) else None
+    model = openvino.Core().read_model(folder.payload)
+    request = compile_shaped(model, batch_size, settings).create_infer_request()
+    request.set_tensor(spec.name, openvino.Tensor(batch))
     times: dict[tuple[str, str], list[float]] = defaultdict(list)
 
     def read() -> None:

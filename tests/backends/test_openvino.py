@@ -15,6 +15,7 @@ import torch
 
 from segdeploy.backends import open_session
 from segdeploy.backends.openvino import (
+    _MOST_COMPILED,
     OPENVINO,
     OpenVinoSession,
     check_executed,
@@ -79,7 +80,7 @@ def _batch(num: int, height: int, width: int) -> np.ndarray:
 
 def _compiled(session: Any) -> Any:
     assert isinstance(session, OpenVinoSession)
-    return session._compiled
+    return session._request(1).get_compiled_model()
 
 
 @pytest.mark.parametrize("precision", ["fp32", pytest.param("bf16", marks=needs_bf16), "int8"])
@@ -99,6 +100,30 @@ def test_it_agrees_with_eager_at_any_size_and_runs_in_its_precision(
     types = {kind for layer, kind in executed_types(_compiled(session)) if layer == "Convolution"}
     assert types & {"fp32": {"f32"}, "bf16": {"bf16"}, "int8": {"i8", "u8"}}[precision]
     assert "bf16" not in types or precision == "bf16"
+
+
+def test_of_one_size_it_is_compiled_for_each_batch_size(
+    checkpoint: Checkpoint, tmp_path: Path
+) -> None:
+    outcomes = export(checkpoint.path, ["openvino-fp32"], tmp_path, size=(33, 65))
+    (made,) = (outcome for outcome in outcomes if outcome.requested)
+    session, reference = open_session(load_artifact(made.path)), open_session(checkpoint)
+    first = _batch(1, 33, 65)
+    bound, expected = session.bind(first), session.run(first)["logits"]
+    for num_images in (2, 3, 4, 5, 6, 1):
+        batch = _batch(num_images, 33, 65)
+        exact = reference.run(batch)["logits"]
+        assert np.allclose(session.run(batch)["logits"], exact, rtol=1e-4, atol=1e-5)
+        (port,) = session._request(num_images).get_compiled_model().inputs  # type: ignore[attr-defined]
+        assert port.partial_shape.to_shape() == batch.shape
+    assert len(session._requests) == _MOST_COMPILED  # type: ignore[attr-defined]
+    bound()  # Its model had to make room long ago.
+    assert np.array_equal(session.run(first)["logits"], expected)
+    with pytest.raises(DataError):
+        session.run(_batch(1, 34, 65))
+    session.close()
+    with pytest.raises(ArtifactError, match="closed"):
+        bound()
 
 
 def test_int8_gives_what_its_q_dq_graph_says(

@@ -2,25 +2,27 @@
 
 from __future__ import annotations
 
+import subprocess
+import sys
+from pathlib import Path
+
 import pytest
 
-from benchmarks.closed_books import closes, preprocess_ms, runtime_off
-from segdeploy.core.contract import OutputKind
+from benchmarks.closed_books import closes, compare
 from segdeploy.core.folder import Checkpoint
 
 REGIONS = {
-    "preprocess": 3.0, "host_to_device": 0.5, "run": 20.0, "device_to_host": 1.5, "postprocess": 8.0
+    "preprocess": 3.0, "host_to_device": 0.5, "run": 20.0, "device_to_host": 1.5,
+    "postprocess": 8.0, "end_to_end": 33.0,
 }  # fmt: skip
 
 
-def test_what_the_runtime_takes_lies_between_run_and_run_with_its_copies() -> None:
-    for plain_ms in (20.0, 21.0, 22.0):
-        assert runtime_off(REGIONS, plain_ms, OutputKind.LOGITS) == 0
-    assert runtime_off(REGIONS, 40.0, OutputKind.LOGITS) == pytest.approx(0.45)
-    assert runtime_off(REGIONS, 16.0, OutputKind.LOGITS) == pytest.approx(0.25)
-    assert runtime_off(REGIONS, 30.0, OutputKind.LOW_LOGITS) == 0
+def test_time_that_is_booked_on_the_wrong_region_shows() -> None:
+    found = compare(REGIONS, 22.0, 3.0)
+    assert (found["runtime_off_share"], found["preprocess_off_share"]) == (0, 0)
     moved = REGIONS | {"run": 10.0, "postprocess": 18.0}  # The sum is the same.
-    assert runtime_off(moved, 21.0, OutputKind.LOGITS) > 0.1
+    assert compare(moved, 22.0, 3.0)["runtime_off_share"] == pytest.approx(10 / 33)
+    assert compare(REGIONS, 22.0, 6.3)["preprocess_off_share"] == pytest.approx(0.1)
 
 
 def test_books_that_add_up_may_still_not_close() -> None:
@@ -31,5 +33,10 @@ def test_books_that_add_up_may_still_not_close() -> None:
     assert not closes({"remainder_share": 0.0, "preprocess_off_share": 0.2})
 
 
-def test_preprocessing_alone_takes_time(tiny_checkpoint: Checkpoint) -> None:
-    assert preprocess_ms(tiny_checkpoint.manifest, (64, 96)) > 0
+def test_run_and_preparation_are_timed_from_outside(tiny_checkpoint: Checkpoint) -> None:
+    command = [sys.executable, "-m", "benchmarks.runtime_alone", str(tiny_checkpoint.path)]
+    done = subprocess.run(
+        [*command, "64x96", "0.3"], cwd=Path(__file__).parents[2], check=True, capture_output=True
+    )
+    run_ms, prepare_ms = map(float, done.stdout.split())
+    assert 0 < prepare_ms < run_ms < 1000
