@@ -29,7 +29,9 @@ def test_what_is_left_of_a_run_is_a_stored_baseline(cli: Cli) -> None:
     (kept / "bench.json").write_bytes((base / "bench.json").read_bytes())
     assert find_baseline(Path("kept"), "tiny", base) == kept / "bench.json"
     text = CONFIG.read_text()
-    CONFIG.write_text(text.replace("size =", "# size =").replace('latency = "off"', "latency = \"90%\""))
+    CONFIG.write_text(
+        text.replace("size =", "# size =").replace('latency = "off"', 'latency = "90%"')
+    )
 
     for place in ("kept", str(kept / "bench.json")):
         out = cli("run", "--baseline", place, "--only", "export,gate", "--json")[1]
