@@ -63,12 +63,14 @@ class OpenVinoSession:
         self._requests: dict[int | None, Any] = {}
         self.inputs = inputs
         self.outputs = outputs
+        self._is_used = False
         self._request(1)  # What cannot be compiled is told when it is opened.
 
     def run(self, batch: Array) -> dict[str, Array]:
         """Return the outputs by name."""
         check_batch(batch, self.inputs[0])
         request = self._request(batch.shape[0])
+        self._is_used = True
         enter(Region.HOST_TO_DEVICE)
         kept = self._place(request, batch)
         enter(Region.RUN)
@@ -83,6 +85,7 @@ class OpenVinoSession:
         """Return a call that runs this batch once, in a request of its own."""
         check_batch(batch, self.inputs[0])
         request = self._request(batch.shape[0]).get_compiled_model().create_infer_request()
+        self._is_used = True
         kept = self._place(request, batch)
 
         def call() -> None:
@@ -97,14 +100,18 @@ class OpenVinoSession:
         self._requests.clear()
 
     def _request(self, num_images: int) -> Any:
-        """Return the request of a batch size; the oldest makes room."""
+        """Return the request of a batch size; the one that was used least lately makes room."""
         compile_for = self._check_open()
         size = num_images if has_open_batch_only(self.inputs[0]) else None
-        if size not in self._requests:
-            if len(self._requests) == _MOST_COMPILED:
-                del self._requests[next(iter(self._requests))]
-            self._requests[size] = compile_for(size).create_infer_request()
-        return self._requests[size]
+        request = self._requests.pop(size, None)
+        if request is None:
+            request = compile_for(size).create_infer_request()
+            if not self._is_used:
+                self._requests.clear()  # What opening compiled is not what is wanted.
+        self._requests[size] = request
+        if len(self._requests) > _MOST_COMPILED:
+            del self._requests[next(iter(self._requests))]
+        return request
 
     def _check_open(self) -> Callable[[int | None], Any]:
         if self._compile_for is None:

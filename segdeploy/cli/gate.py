@@ -37,7 +37,8 @@ def gate(
     ] = None,
     budget: Annotated[str | None, typer.Option(help="Time of measuring; default 60s.")] = None,
     config: Annotated[
-        Path | None, typer.Option(help="Its [gate] holds limits; default: segdeploy.toml, if here.")
+        Path | None,
+        typer.Option(help="Its table `gate` holds limits; default: segdeploy.toml, if here."),
     ] = None,
     size: Annotated[str | None, typer.Option(help="HxW; default: the model's own.")] = None,
     batch_size: Annotated[int, typer.Option(help="Images per call.")] = 1,
@@ -78,7 +79,8 @@ def gate(
         streams=_whole(table.get("streams", 1)) if streams is None else streams,
         data=data,
         check_parity=parity,
-        allow_different_machine=allow_different_machine,
+        allow_different_machine=allow_different_machine
+        or _is_true(table.get("allow_different_machine", False)),
     )
     limits = _parse_limits(table, max_slowdown, limit or [])
     check_outputs(junit, summary)
@@ -116,6 +118,12 @@ def _read_table(config: Path | None) -> dict[str, Any]:
 def _whole(value: object) -> int:
     if not isinstance(value, int) or isinstance(value, bool):
         raise ConfigError(f"streams = {value!r} is no whole number.")
+    return value
+
+
+def _is_true(value: object) -> bool:
+    if not isinstance(value, bool):
+        raise ConfigError(f"allow_different_machine = {value!r} is neither true nor false.")
     return value
 
 

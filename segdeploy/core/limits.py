@@ -15,7 +15,7 @@ from typing import Any
 from segdeploy.core.errors import ConfigError
 
 DEFAULT_SLOWDOWN = 0.05
-OTHER_SETTINGS = ("baseline", "budget", "streams")
+OTHER_SETTINGS = ("baseline", "budget", "streams", "allow_different_machine")
 """What else stands in `[gate]` of segdeploy.toml."""
 _LARGEST = 10.0  # Eleven times as slow.
 

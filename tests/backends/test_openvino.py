@@ -108,16 +108,21 @@ def test_of_one_size_it_is_compiled_for_each_batch_size(
     outcomes = export(checkpoint.path, ["openvino-fp32"], tmp_path, size=(33, 65))
     (made,) = (outcome for outcome in outcomes if outcome.requested)
     session, reference = open_session(load_artifact(made.path)), open_session(checkpoint)
+    session.run(_batch(8, 33, 65))
+    assert list(session._requests) == [8]  # type: ignore[attr-defined]  # Not the one of opening.
     first = _batch(1, 33, 65)
     bound, expected = session.bind(first), session.run(first)["logits"]
-    for num_images in (2, 3, 4, 5, 6, 1):
+    for num_images in (2, 3, 4, 1, 5, 6):
         batch = _batch(num_images, 33, 65)
         exact = reference.run(batch)["logits"]
         assert np.allclose(session.run(batch)["logits"], exact, rtol=1e-4, atol=1e-5)
         (port,) = session._request(num_images).get_compiled_model().inputs  # type: ignore[attr-defined]
         assert port.partial_shape.to_shape() == batch.shape
     assert len(session._requests) == _MOST_COMPILED  # type: ignore[attr-defined]
-    bound()  # Its model had to make room long ago.
+    assert list(session._requests) == [4, 1, 5, 6]  # type: ignore[attr-defined]
+    for num_images in (7, 9, 2, 3):
+        session.run(_batch(num_images, 33, 65))
+    bound()  # Its model had to make room.
     assert np.array_equal(session.run(first)["logits"], expected)
     with pytest.raises(DataError):
         session.run(_batch(1, 34, 65))

@@ -5,12 +5,15 @@ from __future__ import annotations
 import json
 import shutil
 from collections.abc import Callable
+from dataclasses import fields
 from pathlib import Path
 from xml.etree import ElementTree as ET
 
 import pytest
 
 from segdeploy.core.folder import Checkpoint
+from segdeploy.core.limits import OTHER_SETTINGS, GateLimits
+from segdeploy.workflows.run_tables import GateTable
 
 Run = Callable[..., tuple[int, str, str]]
 FILES_ONLY = ("--no-parity", "--limit", "latency=off", "--limit", "size=5%")
@@ -128,7 +131,13 @@ def test_what_cannot_be_written_is_found_before_any_work(
 
 @pytest.mark.parametrize(
     "content",
-    ["[gate", "gate = 3", '[gate]\nstreams = "two"\nsize = "5%"', '[gate]\nlatencey = "5%"'],
+    [
+        "[gate",
+        "gate = 3",
+        '[gate]\nallow_different_machine = "streams"',
+        '[gate]\nstreams = "two"\nsize = "5%"',
+        '[gate]\nlatencey = "5%"',
+    ],
 )
 def test_a_file_that_is_no_configuration_is_refused(
     content: str, cli: Run, folder: str, tmp_path: Path
@@ -137,3 +146,13 @@ def test_a_file_that_is_no_configuration_is_refused(
     code, _, err = cli("gate", folder, folder)
     assert code == 2
     assert "segdeploy.toml" in err or "streams" in err or "latencey" in err
+
+
+def test_whatever_run_reads_in_the_table_may_stand_there(
+    cli: Run, folder: str, tmp_path: Path
+) -> None:
+    names = {each.name for each in fields(GateTable)} - {each.name for each in fields(GateLimits)}
+    assert names == set(OTHER_SETTINGS)
+    text = '[gate]\nlatency = "off"\nsize = "5%"\nallow_different_machine = true\nstreams = 1\n'
+    (tmp_path / "segdeploy.toml").write_text(f'{text}baseline = "runs/base"\nbudget = "1s"\n')
+    assert cli("gate", folder, folder, "--no-parity")[0] == 0
