@@ -23,6 +23,7 @@ def bind_call(session: Session, manifest: Manifest, batch: Array) -> Callable[[]
     upsampler.prepare()
     sides = batch.shape[1:3] if manifest.io.input is InputKind.IMAGE else batch.shape[2:4]
     size = (int(sides[0]), int(sides[1]))
+    session.bind(batch)  # Compiles where `run` would do so at its first call, with other threads.
     return lambda: upsampler.labels(session.run(batch)[LOW_LOGITS], size)
 
 

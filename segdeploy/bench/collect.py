@@ -46,7 +46,9 @@ def others_cores(
         in_process: Whether there were no others of ours.
     """
     launches = [launch for entry in entries for launch in entry.launches]
-    is_known = all(launch.finished for launch in launches) and not any(e.error for e in entries)
+    is_known = all("cpu_s" in launch.finished for launch in launches) and not any(
+        e.error for e in entries
+    )
     if change["busy_s"] is None or not is_known:
         return None
     workers_s = sum(float(launch.finished["cpu_s"]) for launch in launches)

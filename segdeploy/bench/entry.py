@@ -10,7 +10,6 @@ from __future__ import annotations
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
-from tempfile import TemporaryDirectory
 from typing import Any
 
 import numpy as np
@@ -21,6 +20,7 @@ from segdeploy.bench.plan import NUM_BLOCKS, THROUGHPUT_S, BenchPlan
 from segdeploy.core.errors import SegDeployError
 from segdeploy.core.files import write_errors
 from segdeploy.core.folder import ModelFolder
+from segdeploy.core.scratch import ScratchFolder
 
 
 @dataclass
@@ -41,7 +41,7 @@ class Entry:
     size: tuple[int, int]
     launches: list[Launch] = field(default_factory=list)
     runner: Runner | None = None
-    scratch: TemporaryDirectory[str] | None = None
+    scratch: ScratchFolder | None = None
     throughput: dict[tuple[int, int], list[dict[str, float]]] = field(default_factory=dict)
     sustained: list[tuple[float, float, float, int]] = field(default_factory=list)
     sustained_s: float = 0.0
@@ -131,7 +131,7 @@ def finish(entry: Entry, _plan: BenchPlan) -> None:
 def batch_file(entry: Entry, plan: BenchPlan, batch_size: int) -> str:
     """Return a file with a batch for this artifact; it is made once for a process."""
     if entry.scratch is None:
-        entry.scratch = TemporaryDirectory(prefix="segdeploy-")
+        entry.scratch = ScratchFolder()
     file = Path(entry.scratch.name) / f"batch{batch_size}.npy"
     if not file.exists():
         batch = make_batch(entry.folder.manifest, entry.size, batch_size, as_images=plan.end_to_end)

@@ -19,7 +19,7 @@ from segdeploy.bench.inputs import choose_sizes
 from segdeploy.bench.plan import SECONDS, WARM_UP_S, BenchPlan
 from segdeploy.bench.schedule import Progress, run_all
 from segdeploy.bench.sustained_plot import sustained_svg
-from segdeploy.core.errors import ArtifactError, ConfigError
+from segdeploy.core.errors import ArtifactError, ConfigError, SegDeployError
 from segdeploy.core.files import write_bytes, write_json
 from segdeploy.core.folder import ModelFolder, load_folder
 from segdeploy.core.lock import run_lock
@@ -62,8 +62,8 @@ def bench(
         save: Whether to write `bench.json`.
 
     Raises:
-        ArtifactError: If a folder is missing or damaged, or a runtime crashed or hung; the others
-            have been measured and saved then.
+        ArtifactError: If a folder is missing or damaged, a runtime crashed or hung, or a result
+            cannot be written; the others have been measured and saved then.
         BackendUnavailableError: If a runtime or the device is missing here.
         ConfigError: If a setting is out of range, or does not fit a static artifact.
     """
@@ -106,12 +106,20 @@ def measure_interleaved(
         )
         outcome = collect(entries, plan, {**environment, "during": change}, start_ns)
         if save:
-            for result in outcome.results:
-                _save(result)
+            outcome.failures.extend(filter(None, map(_save, outcome.results)))
     return outcome
 
 
-def _save(result: BenchResult) -> None:
+def _save(result: BenchResult) -> SegDeployError | None:
+    """Write a result; return why it cannot be written, since it was measured all the same."""
+    try:
+        _write(result)
+    except ArtifactError as error:
+        return error
+    return None
+
+
+def _write(result: BenchResult) -> None:
     write_json(Path(result.path) / RESULT, result.to_dict())
     if result.sustained:
         picture = sustained_svg(result.target, result.sustained["rows"])
@@ -121,6 +129,13 @@ def _save(result: BenchResult) -> None:
 @contextmanager
 def _locked(folders: Sequence[ModelFolder]) -> Iterator[None]:
     """Hold the run folder of every artifact, and find out early what cannot be written."""
+    places = [folder.path.resolve() for folder in folders]
+    for place in places:
+        if places.count(place) > 1:
+            raise ConfigError(
+                f"{place} was given {places.count(place)} times, and has one {RESULT}.",
+                hint="Name it once; --launches repeats it, --no-save measures it as it was given.",
+            )
     with ExitStack() as stack:
         for run in sorted({folder.path.resolve().parent for folder in folders}):
             stack.enter_context(run_lock(run))

@@ -11,7 +11,6 @@ from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
-from tempfile import TemporaryDirectory
 from time import monotonic
 from typing import Any, Self
 
@@ -26,6 +25,7 @@ from segdeploy.core.errors import (
     SegDeployError,
 )
 from segdeploy.core.folder import ModelFolder
+from segdeploy.core.scratch import ScratchFolder
 
 BLOCK_S = 0.1
 WARM_UP_S = 0.1
@@ -114,7 +114,7 @@ class PairSampler:
         self.runtime: dict[str, Any] = {}
 
     def __enter__(self) -> Self:
-        folder = Path(self._stack.enter_context(TemporaryDirectory(prefix="segdeploy-gate-")))
+        folder = Path(self._stack.enter_context(ScratchFolder()))
         for is_candidate, each in ((False, self._baseline), (True, self._candidate)):
             if each is not None:
                 batch = make_batch(each.manifest, self._plan.size, self._plan.batch_size)

@@ -29,7 +29,8 @@ Row = tuple[float, float, float, int]
 def run_sustained(entry: Entry, plan: BenchPlan) -> None:
     """Run without a pause for the plan's time, row by row."""
     start, before = monotonic(), throttle_count()
-    try:
+    try:  # The peak first: Ctrl-C ends the process, which cannot be asked then.
+        entry.launches[-1].finished = entry.ask("note_peak")
         while (passed := monotonic() - start) < plan.sustained_s:
             seconds = min(CHUNK_S, plan.sustained_s - passed)
             samples = entry.ask("sample", seconds=seconds)["samples_ms"]
@@ -57,7 +58,8 @@ def compare_ends(
     """Return the first window against the last; None without rows.
 
     A window is a minute, or half of a shorter run. `is_slower`: the last window is 5 % slower, and
-    slower than nine in ten seconds of the first. `is_throttled`: that, or the kernel counted it.
+    slower than nine in ten seconds of the first. `is_throttled`: the kernel counted it; None where
+    it does not count.
 
     Args:
         rows: In order.
@@ -80,7 +82,7 @@ def compare_ends(
         "ratio": end / begin if begin else None,
         "num_throttled": num_throttled,
         "is_slower": is_slower,
-        "is_throttled": bool(num_throttled) or is_slower,
+        "is_throttled": None if num_throttled is None else num_throttled > 0,
         "is_interrupted": is_interrupted,
         "rows": [list(row) for row in rows],
     }

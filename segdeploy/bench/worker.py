@@ -143,11 +143,17 @@ class BenchWorker(Worker):
         found = profile_folder(folder, batch, request["seconds"])
         return {"input_shape": list(batch.shape), **found}, []
 
-    def finish(self, request: dict[str, Any], _arrays: list[Array]) -> Answer:
-        """Free the sessions; return the peak memory and how often others took the core."""
+    def note_peak(self, request: dict[str, Any], _arrays: list[Array]) -> Answer:
+        """Return the peak memory up to now: what comes later is not counted."""
         from segdeploy.measure import peak_memory_mib
 
-        peak = self._peak_mib if self._peak_mib is not None else peak_memory_mib()
+        if self._peak_mib is None:
+            self._peak_mib = peak_memory_mib()
+        return {"peak_memory_mib": self._peak_mib}, []
+
+    def finish(self, request: dict[str, Any], _arrays: list[Array]) -> Answer:
+        """Free the sessions; return the peak memory and how often others took the core."""
+        peak = self.note_peak(request, [])[0]
         self._call, self._calls = None, {}
         if self._event_clock is not None:
             self._event_clock.close()
@@ -156,7 +162,7 @@ class BenchWorker(Worker):
             session.close()
         self._sessions = {}
         return {
-            "peak_memory_mib": peak,
+            **peak,
             "cpu_s": time.process_time(),
             "num_preemptions": resource.getrusage(resource.RUSAGE_SELF).ru_nivcsw,
         }, []
@@ -192,13 +198,10 @@ class BenchWorker(Worker):
         """Return one call for each stream, and how many images each of them takes."""
         import numpy as np
 
-        from segdeploy.measure import peak_memory_mib
-
         self._bound()
         images = np.load(batch, allow_pickle=False)
         if (num_streams, batch) not in self._calls:
-            if self._peak_mib is None:  # The peak that is reported is that of the latency alone.
-                self._peak_mib = peak_memory_mib()
+            self.note_peak({}, [])  # The peak that is reported is that of the latency alone.
             with limited_threads(self._split(num_streams)):
                 sessions = self._open_sessions(num_streams)
                 bound = [self._bind(session, images) for session in sessions]

@@ -85,14 +85,15 @@ def _throughput(results: Sequence[BenchResult]) -> Table:
 
 
 def _sustained(results: Sequence[BenchResult]) -> Table:
-    table = _table("minutes", "first p50 ms", "last p50 ms", "ratio", "throttled")
+    table = _table("minutes", "first p50 ms", "last p50 ms", "ratio", "slower", "throttled")
     for result in results:
         found = result.sustained
         if found is not None:
             table.add_row(
                 Path(result.path).name, number(found["seconds"] / 60, 1),
                 number(found["first_p50_ms"], 2), number(found["last_p50_ms"], 2),
-                number(found["ratio"], 3), "yes" if found["is_throttled"] else "no",
+                number(found["ratio"], 3), "yes" if found["is_slower"] else "no",
+                number(found["num_throttled"], 0),
             )  # fmt: skip
     return table
 

@@ -20,7 +20,9 @@ _FILE_WIDTH = 120  # Of a table in a file or a CI log, which do not wrap.
 
 @app.command()
 def compare(
-    paths: Annotated[list[Path], typer.Argument(help="Runs or artifact folders.")],
+    paths: Annotated[
+        list[Path], typer.Argument(help="Runs, artifact folders, or the `out` of a `run`.")
+    ],
     budget: Annotated[
         str | None,
         typer.Option(help="latency=8ms,miou=-0.5,size=5MiB,memory=200MiB: pick one, or exit 1."),

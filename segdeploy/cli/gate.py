@@ -67,7 +67,7 @@ def gate(
     from segdeploy.frameworks.progress import progress_bars
     from segdeploy.workflows.gate import BUDGET_S, GatePlan
     from segdeploy.workflows.gate import gate as run_gate
-    from segdeploy.workflows.summary import check_outputs
+    from segdeploy.workflows.summary import check_apart, check_outputs
 
     table = _read_table(config)
     plan = GatePlan(
@@ -83,6 +83,7 @@ def gate(
         or _is_true(table.get("allow_different_machine", False)),
     )
     limits = _parse_limits(table, max_slowdown, limit or [])
+    check_apart((junit, summary), _read_files(baseline, candidate, config or CONFIG))
     check_outputs(junit, summary)
     with progress_bars() as advance:
         result = run_gate(
@@ -90,10 +91,12 @@ def gate(
             progress=lambda done: advance("gate", done, 1.0),
         )  # fmt: skip
     emit(result.to_dict(), as_json, lambda: _render(result))
-    _write(result, junit, summary)
-    if result.verdict.exit_code:
+    code = result.verdict.exit_code
+    if code:
         say(f"error: {result.verdict}: {result.reason}")
-        raise typer.Exit(result.verdict.exit_code)
+    is_written = _write(result, junit, summary) and result.environment.get("is_saved", True)
+    if code or not is_written:
+        raise typer.Exit(code if is_written or code == 1 else 2)
 
 
 def _read_table(config: Path | None) -> dict[str, Any]:
@@ -113,6 +116,13 @@ def _read_table(config: Path | None) -> dict[str, Any]:
     if table:
         say(f"limits of {path}")
     return table
+
+
+def _read_files(*places: Path) -> list[Path]:
+    """Return the files that a gate reads or writes itself: of a folder, all that it holds."""
+    from segdeploy.workflows.gate import RESULT
+
+    return [file for place in places for file in (place, place / RESULT, *place.glob("*"))]
 
 
 def _whole(value: object) -> int:
@@ -146,14 +156,25 @@ def _parse_limits(table: dict[str, Any], max_slowdown: str | None, limits: list[
     return GateLimits.from_table({**table, **given})
 
 
-def _write(result: GateResult, junit: Path | None, summary: Path | None) -> None:
-    """Write what CI systems read; GitHub's own summary too, where a job has one."""
+def _write(result: GateResult, junit: Path | None, summary: Path | None) -> bool:
+    """Write what CI systems read; what cannot be written is said, and hides no verdict."""
+    from segdeploy.core.errors import ArtifactError
     from segdeploy.workflows.junit import gate_cases, write_junit
     from segdeploy.workflows.summary import render_gate, write_summary
 
-    if junit is not None:
-        write_junit(junit, gate_cases(result))
-    write_summary(render_gate(result), summary)
+    is_written = True
+    try:
+        if junit is not None:
+            write_junit(junit, gate_cases(result))
+    except ArtifactError as error:
+        say(f"error: {error}")
+        is_written = False
+    try:
+        write_summary(render_gate(result), summary)
+    except ArtifactError as error:
+        say(f"error: {error}")
+        is_written = False
+    return is_written
 
 
 def _render(result: GateResult) -> None:

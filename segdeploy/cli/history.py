@@ -41,6 +41,8 @@ def history(
     least = parse_share(min_change, "--min-change")
     if least is None:
         raise ConfigError("--min-change is a share.", hint="Write e.g. 2%.")
+    if page is not None and page.resolve() == file.resolve():
+        raise ConfigError(f"--page {page} is the history itself.", hint="Give another file.")
     if add:
         for entry in append_history(file, [entry_of_folder(path) for path in add]):
             say(f"note: {file} has this bench of {entry.model}/{entry.artifact} already")

@@ -9,13 +9,17 @@ option `segdeploy_inconclusive` makes it `fail` or `warn`.
 
 pytest imports this module at every start, so it imports nothing but pytest itself; a gate brings
 what it needs. Answers travel as user properties of the report, which pytest-xdist carries home and
-`--junitxml` writes down. PYTEST_DONT_REWRITE: nothing is asserted here.
+`--junitxml` writes down. Under pytest-xdist gates wait for each other, over all that a user runs;
+a test that is no gate does not, and disturbs them. PYTEST_DONT_REWRITE: nothing is asserted here.
 """
 
 from __future__ import annotations
 
+import os
+import tempfile
 import warnings
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -55,7 +59,8 @@ def segdeploy_gate(request: pytest.FixtureRequest) -> Callable[..., GateResult]:
 
     `segdeploy_gate(baseline, candidate, max_slowdown="5%", budget="60s")` takes folders as
     `segdeploy gate` does. `limits` are those of segdeploy.toml, `{"memory": "10%"}`; further
-    arguments are those of `GatePlan`, as `threads=1`. It returns the answer if it passes.
+    arguments are those of `GatePlan`, as `threads=1` or `size="96x128"`. It returns the answer if
+    it passes; what cannot be compared fails the test.
     """
 
     def compare(
@@ -69,7 +74,8 @@ def segdeploy_gate(request: pytest.FixtureRequest) -> Callable[..., GateResult]:
     ) -> GateResult:
         slowdown = {} if max_slowdown is None else {"latency": max_slowdown}
         table = {**(limits or {}), **slowdown}
-        result = _run(Path(baseline), Path(candidate), table, {**plan, "budget_s": budget})
+        with _in_words(), _alone():
+            result = _run(Path(baseline), Path(candidate), table, {**plan, "budget_s": budget})
         latency = result.latency
         ratio = "" if latency is None or latency.ratio is None else f" (ratio {latency.ratio:.3f})"
         said = f"{result.verdict}: {result.reason}"
@@ -83,15 +89,64 @@ def segdeploy_gate(request: pytest.FixtureRequest) -> Callable[..., GateResult]:
 def _run(
     baseline: Path, candidate: Path, limits: Mapping[str, Any], plan: dict[str, Any]
 ) -> GateResult:
+    from dataclasses import fields
+
+    from segdeploy.core.errors import ConfigError
     from segdeploy.core.limits import GateLimits, parse_seconds
+    from segdeploy.core.sizes import parse_size
     from segdeploy.workflows.gate import GatePlan, gate
 
+    known = [each.name for each in fields(GatePlan)]
+    if unknown := [name for name in plan if name not in known]:
+        raise ConfigError(
+            f"segdeploy_gate has no argument {unknown[0]}.",
+            hint=f"Known: max_slowdown, budget, limits, {', '.join(known)}.",
+        )
     plan = {**plan, "budget_s": parse_seconds(plan["budget_s"])}
-    return gate(baseline, candidate, plan=GatePlan(**plan), limits=GateLimits.from_table(limits))
+    if isinstance(size := plan.get("size"), str):
+        plan["size"] = parse_size(size)
+    try:
+        asked = GatePlan(**plan)
+    except TypeError as error:
+        raise ConfigError(f"An argument of segdeploy_gate is of a wrong type: {error}.") from error
+    return gate(baseline, candidate, plan=asked, limits=GateLimits.from_table(limits))
+
+
+@contextmanager
+def _in_words() -> Iterator[None]:
+    """Fail the test with the sentence of an error of ours; others keep their traceback."""
+    from segdeploy.core.errors import SegDeployError
+
+    try:
+        yield
+    except SegDeployError as error:
+        said = f"{type(error).__name__}: {error}"
+    else:
+        return
+    pytest.fail(said, pytrace=False)
+
+
+@contextmanager
+def _alone() -> Iterator[None]:
+    """Wait for the gates of pytest-xdist's other workers, which would measure each other."""
+    if "PYTEST_XDIST_WORKER" not in os.environ:
+        yield
+        return
+    import fcntl
+
+    place = Path(tempfile.gettempdir()) / f"segdeploy-gate-{os.getuid()}.lock"
+    handle = os.open(place, os.O_CREAT | os.O_RDWR | os.O_NOFOLLOW, 0o600)
+    try:
+        fcntl.flock(handle, fcntl.LOCK_EX)
+        yield
+    finally:
+        os.close(handle)
 
 
 def _judge(result: GateResult, said: str, inconclusive: str) -> None:
     code = result.verdict.exit_code
+    if result.verdict == "unjudged":  # A stored baseline of another machine.
+        pytest.skip(said)
     if code == 0:
         return
     if code == 1 or inconclusive == "fail":
@@ -102,15 +157,19 @@ def _judge(result: GateResult, said: str, inconclusive: str) -> None:
 
 
 def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter) -> None:
-    """Show what each gate said, whatever became of its test."""
-    lines = [
-        f"{report.nodeid}: {value}"
-        for reports in terminalreporter.stats.values()
-        for report in reports
-        if getattr(report, "when", None) == "call"
-        for name, value in report.user_properties
-        if name == PROPERTY
-    ]
+    """Show what each gate said, whatever became of its test.
+
+    A test has a report of its setup, of itself and of its end, each with all that was said so far;
+    a gate of a fixture is in the first already, and there may be no second.
+    """
+    said: dict[str, list[str]] = {}
+    for reports in terminalreporter.stats.values():
+        for report in reports:
+            properties = getattr(report, "user_properties", ())
+            found = [str(value) for name, value in properties if name == PROPERTY]
+            if len(found) > len(said.get(getattr(report, "nodeid", ""), ())):
+                said[report.nodeid] = found
+    lines = [f"{place}: {each}" for place, found in said.items() for each in found]
     if lines:
         terminalreporter.section("segdeploy gates")
         for line in lines:

@@ -52,7 +52,7 @@ def run(
     from segdeploy.workflows.run import plan_run
     from segdeploy.workflows.run import run as run_all
     from segdeploy.workflows.run_config import load_run_config
-    from segdeploy.workflows.summary import check_outputs
+    from segdeploy.workflows.summary import check_apart, check_outputs
 
     stages = None if only is None else [name.strip() for name in only.split(",")]
     flags: dict[str, dict[str, Any]] = {
@@ -66,6 +66,8 @@ def run(
         planned = plan_run(settings)
         emit([each.to_dict() for each in planned], as_json, lambda: _render_plan(planned))
         return
+    lines = Path(settings.history.file) if settings.history.file else None
+    check_apart([junit, summary, lines], [config, *settings.inputs])
     check_outputs(junit, summary)
     with progress_bars() as advance:
         result = run_all(settings, force=force, say=say, progress=advance)

@@ -18,7 +18,7 @@ import subprocess
 import sys
 import tempfile
 import threading
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from time import monotonic, sleep
 from typing import IO, Any, BinaryIO, Self
@@ -28,6 +28,7 @@ from numpy.typing import NDArray
 
 from segdeploy.core import errors
 from segdeploy.core.errors import SegDeployError
+from segdeploy.core.scratch import ScratchFolder
 
 Array = NDArray[Any]
 
@@ -67,7 +68,7 @@ class Child:
         self._memory_mib = memory_mib
         self._buffer = bytearray()
         self._log = tempfile.TemporaryFile()  # noqa: SIM115  closed in `stop`
-        self._scratch = tempfile.TemporaryDirectory(prefix="segdeploy-")
+        self._scratch = ScratchFolder()
         self._answers, theirs = os.pipe()
         variables = os.environ if environment is None else environment
         try:
@@ -87,6 +88,7 @@ class Child:
         if self._process.stdin is None:
             raise RuntimeError("a child without stdin")  # Cannot be: it was asked for above.
         self._stdin: IO[bytes] = self._process.stdin
+        os.set_blocking(self._stdin.fileno(), False)  # A child that reads nothing has a limit, too.
 
     def ask(
         self, request: Mapping[str, Any], arrays: Sequence[Array] = (), *, limit_s: float
@@ -100,7 +102,7 @@ class Child:
         """
         end = monotonic() + limit_s
         try:
-            write_message(self._stdin, request, arrays)
+            self._send(request, arrays, end, limit_s)
             header = json.loads(self._read_line(end, limit_s))
             shapes = header.pop("arrays", [])
             found = [self._read_array(each, end, limit_s) for each in shapes]
@@ -109,6 +111,17 @@ class Child:
         if "error" in header:
             raise rebuild_error(header["error"])
         return header, found
+
+    def _send(
+        self, request: Mapping[str, Any], arrays: Sequence[Array], end: float, limit_s: float
+    ) -> None:
+        pipe = self._stdin.fileno()
+        for part in _message_parts(request, arrays):
+            left = memoryview(part)
+            while left:
+                self._wait([], [pipe], end, limit_s)
+                with contextlib.suppress(BlockingIOError):
+                    left = left[os.write(pipe, left) :]
 
     def _read_line(self, end: float, limit_s: float) -> bytes:
         while (length := self._buffer.find(b"\n")) < 0:
@@ -128,12 +141,20 @@ class Child:
         return taken
 
     def _receive(self, end: float, limit_s: float) -> None:
-        """Wait for more of an answer; end the child where a limit is hit."""
+        """Wait for more of an answer."""
+        self._wait([self._answers], [], end, limit_s)
+        part = os.read(self._answers, 1 << 20)
+        if not part:
+            raise BrokenPipeError
+        self._buffer += part
+
+    def _wait(self, to_read: list[int], to_write: list[int], end: float, limit_s: float) -> None:
+        """Return when a pipe is ready; end the child where a limit is hit."""
         while True:
             left = end - monotonic()
-            ready, _, _ = select.select([self._answers], [], [], max(0.0, min(left, _LOOK_S)))
-            if ready:
-                break
+            ready = select.select(to_read, to_write, [], max(0.0, min(left, _LOOK_S)))
+            if any(ready):
+                return
             if left <= 0:
                 self._kill()
                 raise ChildFailedError(
@@ -141,10 +162,6 @@ class Child:
                     self.log_tail(),
                 )
             self._check_memory()
-        part = os.read(self._answers, 1 << 20)
-        if not part:
-            raise BrokenPipeError
-        self._buffer += part
 
     def _check_memory(self) -> None:
         if self._memory_mib is None:
@@ -281,11 +298,18 @@ def child_environment(threads: int | None = None, python: str = sys.executable) 
 
 def write_message(stream: IO[bytes], header: Mapping[str, Any], arrays: Sequence[Array]) -> None:
     """Write one request or answer."""
-    shapes = [{"dtype": a.dtype.str, "shape": list(a.shape)} for a in arrays]
-    stream.write(json.dumps({**header, "arrays": shapes}).encode() + b"\n")
-    for array in arrays:
-        stream.write(np.ascontiguousarray(array).data.cast("B") if array.size else b"")
+    for part in _message_parts(header, arrays):
+        stream.write(part)
     stream.flush()
+
+
+def _message_parts(
+    header: Mapping[str, Any], arrays: Sequence[Array]
+) -> Iterator[bytes | memoryview]:
+    shapes = [{"dtype": a.dtype.str, "shape": list(a.shape)} for a in arrays]
+    yield json.dumps({**header, "arrays": shapes}).encode() + b"\n"
+    for array in arrays:
+        yield np.ascontiguousarray(array).data.cast("B") if array.size else b""
 
 
 def read_message(stream: BinaryIO) -> tuple[dict[str, Any], list[Array]] | None:

@@ -17,7 +17,7 @@ import uuid
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
-from typing import Any
+from typing import Any, BinaryIO
 
 import msgspec
 
@@ -72,6 +72,23 @@ def write_bytes(path: Path, content: bytes) -> None:
             temporary.replace(path)
         finally:
             temporary.unlink(missing_ok=True)
+
+
+def append_whole(stream: BinaryIO, content: bytes) -> None:
+    """Write at the end of an unbuffered file all of the content, or nothing of it.
+
+    Raises:
+        OSError: If it cannot be written; the file is as it was.
+    """
+    size = os.fstat(stream.fileno()).st_size
+    rest = memoryview(content)
+    try:
+        while rest:
+            rest = rest[stream.write(rest) :]
+    except OSError:
+        with suppress(OSError):
+            os.ftruncate(stream.fileno(), size)
+        raise
 
 
 def write_json(path: Path, value: Any) -> None:

@@ -20,20 +20,22 @@ class Verdict(StrEnum):
 
     PASS = "pass"  # noqa: S105  a verdict
     IMPROVEMENT = "improvement"
+    UNJUDGED = "unjudged"
     INCONCLUSIVE = "inconclusive"
     REGRESSION = "regression"
     BROKEN = "broken"
 
     @property
     def exit_code(self) -> int:
-        """0 for pass and improvement, 3 where it is not known, else 1."""
-        if self in {Verdict.PASS, Verdict.IMPROVEMENT}:
+        """0 for pass, improvement and what may not be judged, 3 where it is not known, else 1."""
+        if self in {Verdict.PASS, Verdict.IMPROVEMENT, Verdict.UNJUDGED}:
             return 0
         return 3 if self is Verdict.INCONCLUSIVE else 1
 
 
 _BADNESS = (
-    Verdict.BROKEN, Verdict.REGRESSION, Verdict.INCONCLUSIVE, Verdict.IMPROVEMENT, Verdict.PASS,
+    Verdict.BROKEN, Verdict.REGRESSION, Verdict.INCONCLUSIVE, Verdict.UNJUDGED,
+    Verdict.IMPROVEMENT, Verdict.PASS,
 )  # fmt: skip
 
 
@@ -55,7 +57,8 @@ class MetricVerdict:
         minimal_detectable_effect: The smallest slowdown (0.04 = 4 %) that these samples would have
             shown in four cases of five; None where nothing is random.
         reason: One sentence.
-        more_launches: Of an inconclusive one: about how many launches more would decide.
+        more_launches: Of an inconclusive one: about how many launches more would decide; None
+            where no number of them would.
     """
 
     name: str

@@ -36,16 +36,23 @@ LOOK_SHARES = (1.0, 0.56, 0.41, 0.33, 0.28)
 error of 1 %: 0.0056, 0.0041, 0.0033 and 0.0028)."""
 _POWER = 0.8
 _RESAMPLES = 500
+_MOST_LAUNCHES, _MOST_DEGREES = 1_000_000, 200
+"""Nobody runs more; Student's t of more degrees is that of these, to a hundredth."""
 Logs = NDArray[np.float64]
 
 
 @dataclass(frozen=True)
 class Location:
-    """An estimated log ratio, its standard error and the degrees of freedom of that error."""
+    """An estimated log ratio, its standard error and the degrees of freedom of that error.
+
+    `parts` are the candidate and the baseline where the latter is stored: more launches of the
+    candidate leave the baseline's error as it is.
+    """
 
     value: float
     error: float
     degrees: int
+    parts: tuple[Location, Location] | None = None
 
 
 @dataclass(frozen=True)
@@ -98,13 +105,14 @@ def locate_difference(
     own = locate(candidate)
     if len(baseline) < 2:
         spread = float(np.std(np.median(np.asarray(candidate), axis=1), ddof=1))
-        other = Location(float(np.median(baseline[0])), spread, own.degrees)
+        other = Location(float(np.median(baseline[0])), spread, _MOST_DEGREES)  # `own` knows it.
     else:
         other = locate(baseline, seed=1)
     return Location(
         own.value - other.value,
         math.hypot(own.error, other.error),
         min(own.degrees, other.degrees),
+        (own, other),
     )
 
 
@@ -138,7 +146,9 @@ def judge_look(location: Location, limit: float, share: float) -> Look:
     )
     if look.verdict is not Verdict.INCONCLUSIVE:
         return look
-    return replace(look, more_launches=_more(location, half, above, bound))
+    if location.value >= bound:
+        return replace(look, more_launches=_more(location, location.value, share * FALSE_ALARM))
+    return replace(look, more_launches=_more(location, bound - location.value, share * FALSE_PASS))
 
 
 def _verdict(value: float, low: float, high: float, bound: float) -> Verdict:
@@ -149,20 +159,32 @@ def _verdict(value: float, low: float, high: float, bound: float) -> Verdict:
     return Verdict.PASS if high <= bound else Verdict.INCONCLUSIVE
 
 
-def _more(location: Location, below: float, above: float, bound: float) -> int:
+def _more(location: Location, gap: float, risk: float) -> int | None:
     """Return about how many launches more would decide, if the estimate stayed where it is.
 
     Args:
         location: The log ratio.
-        below: How far the interval reaches below it.
-        above: How far above.
-        bound: The logarithm of the limit.
+        gap: How far its interval may reach.
+        risk: The error that the interval may have.
+
+    Returns:
+        None where no number of them would.
     """
-    launches = location.degrees + 1
-    is_slow = location.value >= bound
-    half, gap = (below, location.value) if is_slow else (above, bound - location.value)
-    needed = launches * (half / gap) ** 2 if gap > 0 else math.inf
-    return max(1, math.ceil(min(needed, 1e6)) - launches)
+    own, stored = location.parts or (location, Location(0.0, 0.0, _MOST_DEGREES))
+    done = own.degrees + 1
+
+    def is_enough(launches: int) -> bool:
+        error = math.hypot(own.error * math.sqrt(done / launches), stored.error)
+        degrees = min(launches - 1, stored.degrees, _MOST_DEGREES)
+        return t_quantile(1 - risk, degrees) * error <= gap
+
+    low, high = done, _MOST_LAUNCHES
+    if not is_enough(high):
+        return None
+    while high - low > 1:
+        middle = (low + high) // 2
+        low, high = (low, middle) if is_enough(middle) else (middle, high)
+    return high - done
 
 
 def run_looks(

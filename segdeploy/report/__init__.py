@@ -6,6 +6,6 @@ report(Path("runs/demo"))  # runs/demo/report.html, and report.md beside it
 
 from __future__ import annotations
 
-from segdeploy.report.write import report, write_report
+from segdeploy.report.write import report, write_report, write_reports
 
-__all__ = ["report", "write_report"]
+__all__ = ["report", "write_report", "write_reports"]

@@ -14,7 +14,7 @@ from pathlib import Path
 from segdeploy.core.errors import ArtifactError
 from segdeploy.core.folder import MANIFEST, Checkpoint, ModelFolder, load_folder
 from segdeploy.core.manifest import Manifest
-from segdeploy.report.cost import Cost, read_cost
+from segdeploy.report.cost import Cost, find_damage, read_cost
 from segdeploy.report.documents import Document, first_line, read_document
 from segdeploy.report.pictures import ALL, FEW, Picture, read_pictures
 from segdeploy.report.quality import Quality, read_quality
@@ -57,6 +57,14 @@ class RunSummary:
     rows: list[Row]
     training: Training
     problems: list[str]
+
+
+def find_runs(path: Path) -> list[Path]:
+    """Return the run folders that a path stands for: the `out` of `segdeploy run` has several."""
+    if (path / MANIFEST).is_file() or next(path.glob(f"*/{MANIFEST}"), None):
+        return [path]
+    found = {manifest.parent.parent for manifest in path.glob(f"*/*/{MANIFEST}")}
+    return sorted(run for run in found if not run.name.startswith(".")) or [path]
 
 
 def collect_run(run: Path) -> RunSummary:
@@ -165,8 +173,11 @@ def _read(folder: ModelFolder, name: str, problems: list[str]) -> Document:
 
 
 def _read_bench(folder: ModelFolder, problems: list[str]) -> Document:
-    """Return `bench.json`, or nothing if it says that another payload was measured."""
+    """Return `bench.json`, or nothing if it is damaged or of another payload."""
     found = _read(folder, "bench.json", problems)
+    if damage := find_damage(found):
+        problems.append(f"{found.where} is damaged: {damage}.")
+        return Document(found.where, None, problems)
     environment = found.plain.get("environment") if found.plain is not None else None
     measured = environment.get("artifact") if isinstance(environment, dict) else None
     if not isinstance(measured, str) or measured == folder.manifest.digest:

@@ -16,10 +16,10 @@ from segdeploy.core.errors import ArtifactError, ConfigError
 from segdeploy.core.folder import MANIFEST
 from segdeploy.report.advice import Worth, judge_worth
 from segdeploy.report.budget import Budget, Choice, choose
-from segdeploy.report.collect import Row, RunSummary, collect_figures
+from segdeploy.report.collect import Row, RunSummary, collect_figures, find_runs
 from segdeploy.report.comparison import Group, contract_of, group_rows, measured_of
 from segdeploy.report.table import row_notes
-from segdeploy.report.worth import Measured
+from segdeploy.report.worth import OTHER_RUN_NOISE, Measured
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -56,8 +56,8 @@ class Comparison:
             if len(runs) > 1:
                 where = f"In group {number} latencies" if len(measured) > 1 else "Latencies"
                 found.append(
-                    f"{where} come from {len(runs)} bench runs: differences below 10 % count as "
-                    "none."
+                    f"{where} come from {len(runs)} bench runs: differences below "
+                    f"{100 * OTHER_RUN_NOISE:.0f} % count as none."
                 )
         return found
 
@@ -147,7 +147,7 @@ def _read(paths: Sequence[Path]) -> dict[Path, RunSummary]:
     for path in paths:
         place = path.resolve()
         if not (place / MANIFEST).is_file():
-            wanted[place] = None
+            wanted |= dict.fromkeys(find_runs(place))
         elif (names := wanted.setdefault(place.parent, [])) is not None:
             names.append(place.name)
     found = {run: collect_figures(run, only) for run, only in wanted.items()}

@@ -95,6 +95,7 @@ def measured_of(row: Row) -> Measured:
         failures=_failures(row),
         borders=_count(_int8_facts(manifest).get("borders")),
         float_activations=_counts(_int8_facts(manifest).get("float_activations")),
+        digest=manifest.digest,
     )
 
 

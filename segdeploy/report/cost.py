@@ -93,6 +93,27 @@ def read_cost(
     )
 
 
+def find_damage(found: Document) -> str:
+    """Return what of a `bench.json` no bench can have found; empty if nothing."""
+    plain = found.plain or {}
+    latency, environment = plain.get("latency_ms"), plain.get("environment")
+    latency = latency if isinstance(latency, dict) else {}
+    values = {f"latency_ms.{name}": latency.get(name) for name in ("p50", "p90")}
+    values |= {name: plain.get(name) for name in ("throughput_img_s", "peak_memory_mib")}
+    wrong = [name for name, v in values.items() if v is not None and not _is_positive(v)]
+    for name in ("samples_ms", "input_shape"):
+        each = plain.get(name, [])
+        if not isinstance(each, list) or not all(map(_is_positive, each)):
+            wrong.append(name)
+    if environment is not None and not isinstance(environment, dict):
+        wrong.append("environment")
+    return f"{wrong[0]} is no value of a bench" if wrong else ""
+
+
+def _is_positive(value: Any) -> bool:
+    return is_number(value) and value > 0
+
+
 def _read_interval(found: Document) -> tuple[float, float] | None:
     """Return an interval of the median that covers its order statistics, blocks and launches."""
     samples = [s for s in found.items("samples_ms") if is_number(s)]

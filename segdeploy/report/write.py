@@ -10,7 +10,7 @@ from pathlib import Path
 from segdeploy.core.files import write_bytes
 from segdeploy.core.lock import run_lock
 from segdeploy.report.advice import Worth
-from segdeploy.report.collect import collect_run
+from segdeploy.report.collect import collect_run, find_runs
 from segdeploy.report.comparison import find_worth
 from segdeploy.report.page import render_page
 from segdeploy.report.table import render_markdown
@@ -25,6 +25,11 @@ class Written:
     page: Path
     markdown: Path
     worth: list[Worth]
+
+
+def write_reports(place: Path) -> list[Written]:
+    """Write the report of a run, or of each run in the `out` of `segdeploy run`."""
+    return [write_report(run) for run in find_runs(place)]
 
 
 def report(run: Path) -> Path:

@@ -13,7 +13,7 @@ import msgspec
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
-from segdeploy.core.files import write_bytes, write_errors
+from segdeploy.core.files import append_whole, write_bytes, write_errors
 from segdeploy.frameworks.progress import is_quiet
 
 
@@ -34,8 +34,8 @@ class JsonLines:
         Raises:
             ArtifactError: If it cannot be written.
         """
-        with write_errors(self.path), self.path.open("ab") as file:
-            file.write(msgspec.json.encode(line) + b"\n")
+        with write_errors(self.path), self.path.open("ab", buffering=0) as file:
+            append_whole(file, msgspec.json.encode(line) + b"\n")
 
     def read(self) -> list[dict[str, Any]]:
         """Return the lines, but for those that a kill has cut or that are damaged."""

@@ -26,6 +26,7 @@ from segdeploy.core.folder import (
 )
 from segdeploy.core.lock import run_lock
 from segdeploy.core.results import Failure, ParityReport, read_result
+from segdeploy.core.session import Session
 from segdeploy.core.target import Precision
 from segdeploy.metrics import FlipCount
 from segdeploy.metrics.flips import decision_names
@@ -96,20 +97,27 @@ def compare_folders(
     num_images: int = DEFAULT_IMAGES,
     device: str = "cpu",
     progress: Callable[[], object] | None = None,
+    session: Session | None = None,
 ) -> ParityReport:
-    """Return the report without locking or writing anything; else as `verify`."""
+    """Return the report without locking or writing anything; else as `verify`.
+
+    `session` is the artifact's, if it is open already; it is closed. The parent is left out then:
+    whoever guards the artifact's runtime (a gate) wants no other of its lineage to run unguarded.
+    """
     check_comparable(folder, reference)
     cases = _plan(folder, data, num_images)
     # The device is the candidate's: what it is judged by runs on the CPU, where fp32 is exact and
     # no second GPU runtime is needed.
-    candidate, right = Runner(folder, device), Runner(reference, "cpu")
+    candidate, right = Runner(folder, device, session), Runner(reference, "cpu")
     try:
         noise_floor = measure_noise_floor(right, cases)
         margin = measure_median_margin(right, cases[0].batches())
         precision = max(precision_of(folder), precision_of(reference), key=_COARSENESS.index)
         tolerance = find_tolerance(precision, noise_floor, margin)
         counts = compare_cases(candidate, right, cases, tolerance, progress)
-        parent, hops = _measure_hops(candidate, right, cases[0], tolerance)
+        parent, hops = (
+            _measure_hops(candidate, right, cases[0], tolerance) if session is None else (None, {})
+        )
     finally:
         candidate.session.close()
         right.session.close()

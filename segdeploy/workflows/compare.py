@@ -25,7 +25,7 @@ def compare(
         `compare([Path("runs/a")], budget=Budget.parse("latency=8ms,miou=-0.5")).choice.name`
 
     Args:
-        paths: Run folders, artifact folders, or both.
+        paths: Run folders, artifact folders, and folders of runs (the `out` of `segdeploy run`).
         budget: What an artifact may cost; the fastest that meets it is picked.
         page: Where to write the HTML page.
 

@@ -14,6 +14,7 @@ from __future__ import annotations
 import math
 import os
 from collections.abc import Callable
+from contextlib import suppress
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from time import monotonic, sleep
@@ -108,7 +109,8 @@ def gate(
         plan: How to measure.
         limits: What the candidate may cost more; default: 5 % of latency.
         progress: Is told the share of the budget that is used, in [0, 1].
-        save: Whether to write `gate.json` into the candidate's folder.
+        save: Whether to write `gate.json` into the candidate's folder. If that fails after all,
+            the result says so: a warning, and `is_saved` false in its environment.
         start: Starts the candidate's workers; for experiments.
 
     Raises:
@@ -126,15 +128,27 @@ def gate(
         )
     stored = StoredBaseline.load(baseline) if is_stored(baseline) else None
     before = None if stored else load_folder(baseline)
-    if (limits.size is not None or limits.mean_iou is not None) and before is None:
+    unknown = (limits.size, limits.mean_iou, limits.throughput)
+    if before is None and any(limit is not None for limit in unknown):
         raise ConfigError(
-            "A stored result knows neither size nor mIoU.",
+            "A stored result knows neither size nor mIoU, nor the gate's throughput.",
             hint="Give the baseline's folder, or leave these limits out.",
         )
     run = _Run(before, found, stored, plan, limits, progress, start)
     result = run.answer(str(baseline))
-    if save:
-        write_json(found.path / RESULT, result.to_dict())
+    return _saved(result, found.path / RESULT) if save else result
+
+
+def _saved(result: GateResult, file: Path) -> GateResult:
+    """Write the result; where the disk is full by now, note that: the verdict holds anyway."""
+    try:
+        write_json(file, result.to_dict())
+    except ArtifactError as error:
+        with suppress(OSError):
+            file.unlink(missing_ok=True)  # An older verdict would be taken for this one.
+        warnings = [*result.environment["warnings"], error.message]
+        environment = {**result.environment, "warnings": warnings, "is_saved": False}
+        return replace(result, environment=environment)
     return result
 
 
@@ -284,11 +298,9 @@ class _Run:
 
 
 def _unjudged(metric: MetricVerdict) -> MetricVerdict:
-    """Return the metric of a comparison with another machine: shown, and never held against it."""
-    if not metric.verdict.exit_code:
-        return metric
+    """Return the metric of a comparison with another machine: shown, and held neither way."""
     reason = f"not judged, the baseline is another machine's: {metric.reason}"
-    return replace(metric, verdict=Verdict.PASS, reason=reason, more_launches=None)
+    return replace(metric, verdict=Verdict.UNJUDGED, reason=reason, more_launches=None)
 
 
 def free_cores() -> tuple[int, float]:

@@ -136,7 +136,7 @@ def _judge(
         ratio_ci=(look.low, look.high),
         limit=1 + limit,
         minimal_detectable_effect=look.minimal_detectable_effect,
-        reason=_explain(metric.name, look, limit),
+        reason=_explain(metric.name, look, limit, is_stored=not beside),
         more_launches=look.more_launches,
     )
 
@@ -182,14 +182,16 @@ def describe_ratio(name: str, ratio: float) -> str:
     return f"{share:.1f} % {worse if ratio >= 1 else better}"
 
 
-def _explain(name: str, look: Look, limit: float) -> str:
+def _explain(name: str, look: Look, limit: float, *, is_stored: bool) -> str:
     interval = f"interval {look.low:.3f} to {look.high:.3f}"
     text = f"{describe_ratio(name, look.ratio)} ({interval}, limit {1 + limit:.3f})"
     if look.verdict is not Verdict.INCONCLUSIVE:
         return text
     effect = 100 * look.minimal_detectable_effect
-    more = f", about {look.more_launches} launches more would decide" if look.more_launches else ""
-    return f"{text}: the smallest slowdown that would show is {effect:.1f} %{more}"
+    more = f"about {look.more_launches} launches more would decide"
+    if look.more_launches is None:
+        more = "no budget will decide" + ": bench the baseline with more launches" * is_stored
+    return f"{text}: the smallest slowdown that would show is {effect:.1f} %, {more}"
 
 
 def judge_files(

@@ -24,6 +24,7 @@ from segdeploy.backends.isolation import find_python, open_isolated
 from segdeploy.bench.pairs import CandidateBrokenError
 from segdeploy.core.contract import InputKind, OutputKind
 from segdeploy.core.errors import (
+    ArtifactError,
     BackendUnavailableError,
     ConfigError,
     DataError,
@@ -40,6 +41,7 @@ from segdeploy.verify import compare_folders
 from segdeploy.verify.cases import Case, plan_cases
 from segdeploy.verify.compare import CaseCount, compare_cases, run_candidate
 from segdeploy.verify.judge import find_tolerance, judge
+from segdeploy.verify.lineage import differing_facts
 from segdeploy.verify.reference import (
     NOISE_ROUNDINGS,
     Runner,
@@ -85,7 +87,9 @@ def check_candidate(
             hint="See its parity.json, or run segdeploy verify.",
         )
     if baseline is not None and _is_same_network(baseline, candidate):
+        _check_words(candidate, baseline)
         return _compare_with_baseline(baseline, candidate, device, data)
+    _check_words(candidate)
     _try_alone(candidate, device)
     return _check_by_itself(candidate, device, data)
 
@@ -98,6 +102,42 @@ def _origin(folder: ModelFolder) -> str:
     """Return the digest of the weights that a folder comes from."""
     link = folder.manifest.reference
     return folder.manifest.digest if link is None else link.digest
+
+
+def _check_words(candidate: ModelFolder, baseline: ModelFolder | None = None) -> None:
+    """Check that both say what their checkpoint says: right logits of swapped classes are wrong.
+
+    Where the checkpoint is not here, the baseline's word has to do.
+
+    Raises:
+        ArtifactError: If the baseline differs from the checkpoint.
+        CandidateBrokenError: If the candidate differs.
+    """
+    origin = _find_origin(candidate) or (_find_origin(baseline) if baseline else None)
+    if baseline and origin and (wrong := differing_facts(baseline.manifest, origin.manifest)):
+        raise ArtifactError(
+            f"The baseline {baseline.path} has not the {', '.join(wrong)} of its checkpoint "
+            f"{origin.path}.",
+            hint="Export it anew, or give another baseline.",
+        )
+    truth = origin or baseline
+    if truth is None:
+        return
+    wrong = differing_facts(candidate.manifest, truth.manifest)
+    if not origin:  # Another artifact may be of another size, and prepare its images for that.
+        wrong = [word for word in wrong if word != "preprocess"]
+    if wrong:
+        raise CandidateBrokenError(
+            f"{candidate.path} has not the {', '.join(wrong)} of {truth.path}.",
+            hint="Export it anew.",
+        )
+
+
+def _find_origin(folder: ModelFolder) -> ModelFolder | None:
+    """Return the checkpoint that a folder comes from, if it is here."""
+    if isinstance(folder, Checkpoint):
+        return folder
+    return find_linked(folder, folder.manifest.reference)
 
 
 def _compare_with_baseline(
@@ -130,8 +170,9 @@ def _end(
     if not failures:
         return {**report, "passed": True}
     rules = "; ".join(f"{f.rule} {f.value:.4g} (limit {f.limit:.4g})" for f in failures[:4])
+    said = "".join(f" {problem}" for problem in report.get("problems", ())[:1])
     error = CandidateBrokenError(
-        f"{candidate.path} decides differently from {report['compared_with']}: {rules}.",
+        f"{candidate.path} decides differently from {report['compared_with']}: {rules}.{said}",
         hint="Run segdeploy verify on it; a slower right answer is worth more than a fast wrong "
         "one.",
     )
@@ -198,7 +239,15 @@ def _compare_logits(
     tolerance = find_tolerance(precision, floor, measure_median_margin(right, case.batches()))
     counts = compare_cases(found, right, [case], tolerance)
     total = counts[0].count
-    facts = {"flip_rate": total.flip_rate, "hard_flip_rate": total.hard_flip_rate}
+    if total.num_broken_reference:
+        raise ArtifactError(
+            f"The baseline {right.folder.path} answers NaN or infinity: it judges nobody.",
+            hint="Give another baseline, one that segdeploy verify passes.",
+        )
+    facts: dict[str, Any] = {
+        "flip_rate": total.flip_rate, "hard_flip_rate": total.hard_flip_rate,
+        "problems": counts[0].to_dict()["problems"],
+    }  # fmt: skip
     if precision is Precision.INT8 and is_scene:
         return _judge_grossly(total, counts), facts
     names = decision_names(found.manifest.task, found.manifest.classes)
@@ -245,8 +294,8 @@ def _compare_labels(
             both = (_decide(right, expected), _decide(found, given))
             first, second = (np.minimum(labels.ravel(), len(names)) for labels in both)
             np.add.at(matrix, (first, second), 1)
-    if problems := len(counted.refused) + len(counted.broken_contract):
-        return [Failure("output_contract", 0, problems)], {}
+    if problems := [*counted.refused, *counted.broken_contract]:
+        return [Failure("output_contract", 0, len(problems))], {"problems": problems}
     facts = {"flip_rate": 1 - float(np.trace(matrix)) / int(matrix.sum())}
     trained = found.manifest.trained and right.manifest.trained
     if not trained or (is_scene and precision is Precision.INT8):
@@ -287,16 +336,22 @@ def _check_by_itself(candidate: ModelFolder, device: str, data: str | None) -> d
     """Verify a candidate whose weights are others than the baseline's."""
     if isinstance(candidate, Checkpoint):
         return {"compared_with": None, "note": "a checkpoint is its own reference", "passed": True}
-    reference = find_linked(candidate, candidate.manifest.reference)
+    reference = _find_origin(candidate)
     if isinstance(candidate, Artifact) and reference is not None:
-        try:
-            report = compare_folders(
-                candidate, reference, data=data, num_images=NUM_IMAGES, device=device
-            )
-        except BackendUnavailableError as error:  # No torch here: what was verified has to do.
-            return _trust_verdict(candidate, error.message)
-        rates = {"flip_rate": report.flip_rate, "hard_flip_rate": report.hard_flip_rate}
-        return _end(candidate, report.failures, {"compared_with": report.reference, **rates})
+        with ExitStack() as stack:
+            session = _open_candidate(candidate, device, stack).session
+            try:
+                report = compare_folders(
+                    candidate, reference, data=data, num_images=NUM_IMAGES, session=session
+                )
+            except BackendUnavailableError as error:  # No torch here: what was verified has to do.
+                return _trust_verdict(candidate, error.message)
+        facts = {
+            "compared_with": report.reference, "flip_rate": report.flip_rate,
+            "hard_flip_rate": report.hard_flip_rate,
+            "problems": [problem for case in report.cases for problem in case["problems"]],
+        }  # fmt: skip
+        return _end(candidate, report.failures, facts)
     return _trust_verdict(candidate, "its checkpoint is not here")
 
 

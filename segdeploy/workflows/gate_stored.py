@@ -21,6 +21,8 @@ from segdeploy.core.folder import ModelFolder
 from segdeploy.core.results import BenchResult, read_result
 from segdeploy.measure.fingerprint import fingerprint, fingerprint_difference
 
+_MOST_THREADS = 1024  # As plans allow.
+
 
 def is_stored(path: Path) -> bool:
     """Return whether a baseline is a result file rather than a folder."""
@@ -71,7 +73,13 @@ class StoredBaseline:
         """
         found = self.result.environment
         mine = describe_call(candidate.manifest, end_to_end=False)
-        theirs = found.get("measured", mine)
+        theirs = found.get("measured", "who knows what")
+        if found.get("in_process"):
+            raise ConfigError(
+                f"{self.path} was measured by --in-process: its memory and its idle threads are "
+                "those of everything in that process.",
+                hint="Bench the baseline without --in-process.",
+            )
         if (self.size, self.result.batch_size) != (plan.size, plan.batch_size) or mine != theirs:
             raise ConfigError(
                 f"{self.path} measured {theirs}, {self.size[0]}x{self.size[1]}, batch "
@@ -108,7 +116,7 @@ def _size(result: BenchResult) -> tuple[int, int]:
 
 def _threads(result: BenchResult) -> int:
     threads = result.environment["threads"]
-    if not isinstance(threads, int) or threads < 1:
+    if not isinstance(threads, int) or not 1 <= threads <= _MOST_THREADS:
         raise ValueError(f"{threads!r} threads")
     return threads
 

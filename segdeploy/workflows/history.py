@@ -18,11 +18,15 @@ import msgspec
 import numpy as np
 
 from segdeploy.core.errors import ArtifactError, DataError
-from segdeploy.core.files import digest_of, write_errors
+from segdeploy.core.files import append_whole, digest_of, write_errors
 from segdeploy.core.folder import load_folder
 from segdeploy.core.results import BenchResult, read_result
 from segdeploy.measure.fingerprint import fingerprint
 from segdeploy.workflows.commits import current_branch, current_commit
+
+_DAMAGED = (
+    KeyError, TypeError, ValueError, AttributeError, IndexError, msgspec.ValidationError,
+)  # fmt: skip
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -57,9 +61,11 @@ class HistoryEntry:
     schema_version: int = 1
 
     @property
-    def bench(self) -> tuple[str, str, str] | None:
+    def bench(self) -> tuple[str, ...] | None:
         """What two entries of one and the same bench share; None where it has no name."""
-        return None if self.bench_run is None else (self.bench_run, self.artifact, self.digest)
+        if self.bench_run is None:
+            return None
+        return (self.bench_run, self.model, self.artifact, self.digest)
 
     @property
     def series(self) -> tuple[Any, ...]:
@@ -73,12 +79,16 @@ def history_entry(result: BenchResult, model: str, repository: Path | None = Non
     """Return the entry of a bench result, by the commit that is checked out.
 
     Raises:
-        DataError: If the result has no samples.
+        DataError: If the result has no samples, or some that are no times.
     """
     environment, path = result.environment, Path(result.path)
     samples = np.asarray(result.samples_ms, np.float64)
     if not len(samples):
         raise DataError(f"The bench of {path} has no samples.", hint="Run the bench again.")
+    if not (np.isfinite(samples) & (samples > 0)).all():
+        raise DataError(
+            f"The bench of {path} has samples that are no times.", hint="Run the bench again."
+        )
     low, high = np.percentile(samples, (25, 75))
     return HistoryEntry(
         time=f"{datetime.now(UTC):%Y-%m-%dT%H:%M:%SZ}",
@@ -115,14 +125,23 @@ def entry_of_folder(path: Path) -> HistoryEntry:
     """Return the entry of a folder's `bench.json`; its run folder's name is the model's.
 
     Raises:
-        ArtifactError: If it is no model folder or has no `bench.json`.
+        ArtifactError: If it is no model folder, or has no `bench.json` or a damaged one.
+        DataError: As `history_entry`.
     """
     folder = load_folder(path, check_files=False)
     plain = read_result(path / "bench.json")
     if plain is None:
         raise ArtifactError(f"{path} has no bench.json.", hint=f"Run: segdeploy bench {path}")
-    result = BenchResult.from_dict({**plain, "path": str(folder.path)})
-    return history_entry(result, folder.path.resolve().parent.name)
+    try:
+        result = BenchResult.from_dict({**plain, "path": str(folder.path)})
+        entry = history_entry(result, folder.path.resolve().parent.name)
+        # As a reader will see it, who would leave out what has a wrong type.
+        return msgspec.convert(msgspec.to_builtins(entry), HistoryEntry)
+    except _DAMAGED as error:
+        raise ArtifactError(
+            f"{path / 'bench.json'} is not the result of a bench: {error!r}.",
+            hint=f"Run: segdeploy bench {path}",
+        ) from error
 
 
 def append_history(file: Path, entries: Sequence[HistoryEntry]) -> list[HistoryEntry]:
@@ -136,7 +155,7 @@ def append_history(file: Path, entries: Sequence[HistoryEntry]) -> list[HistoryE
     """
     with write_errors(file):
         file.parent.mkdir(parents=True, exist_ok=True)
-        with file.open("ab+") as stream:
+        with file.open("ab+", buffering=0) as stream:
             fcntl.flock(stream, fcntl.LOCK_EX)
             stream.seek(0)
             there = stream.read()
@@ -147,14 +166,17 @@ def append_history(file: Path, entries: Sequence[HistoryEntry]) -> list[HistoryE
                 is_known = entry.bench is not None and entry.bench in known
                 (left_out if is_known else added).append(entry)
                 known.add(entry.bench)
-            if there and not there.endswith(b"\n"):
-                stream.write(b"\n")  # A line that a killed job left unfinished stays alone.
-            stream.writelines(msgspec.json.encode(entry) + b"\n" for entry in added)
+            # A line that a killed job left unfinished stays alone.
+            start = b"\n" if there and not there.endswith(b"\n") else b""
+            lines = (msgspec.json.encode(entry) + b"\n" for entry in added)
+            append_whole(stream, start + b"".join(lines))
     return left_out
 
 
 def load_history(file: Path) -> tuple[list[HistoryEntry], int]:
     """Return the entries of a file, oldest first, and the number of lines that are none.
+
+    Their order is that of their times: files of several jobs that were merged have another one.
 
     Raises:
         DataError: If it cannot be read, or no line of it is an entry.
@@ -170,7 +192,7 @@ def load_history(file: Path) -> tuple[list[HistoryEntry], int]:
     entries = _decode(lines)
     if lines and not entries:
         raise DataError(f"No line of {file} is a history entry.")
-    return entries, len(lines) - len(entries)
+    return sorted(entries, key=lambda entry: entry.time), len(lines) - len(entries)
 
 
 def _decode(lines: Sequence[bytes]) -> list[HistoryEntry]:

@@ -38,7 +38,7 @@ class FoundStep:
         change = abs(self.step.ratio - 1) * 100
         word = "slower" if self.is_slower else "faster"
         sizes = f"{self.step.before:.3g} -> {self.step.after:.3g} ms"
-        return f"{change:.1f} % {word} ({sizes}) {self._where}"
+        return f"{change:.1f} % {word} ({sizes}) {self._where}{self._packages}"
 
     @property
     def _where(self) -> str:
@@ -48,6 +48,16 @@ class FoundStep:
         if before == after:
             return f"at {after[:12]}, the same commit: the machine or a package changed"
         return f"in {before[:12]}..{after[:12]}"
+
+    @property
+    def _packages(self) -> str:
+        changed = _changed(self.since.versions, self.until.versions)
+        if not changed:
+            return ""
+        told = [
+            f"{name} {old or 'none'} -> {new or 'none'}" for name, (old, new) in changed.items()
+        ]
+        return f"; changed with it: {', '.join(told)}"
 
     def to_dict(self) -> dict[str, Any]:
         """Return one entry of `steps` in the JSON document of `history`."""

@@ -26,7 +26,7 @@ from segdeploy.core.target import ExportTarget
 from segdeploy.data import TRAIN, VAL, open_dataset
 from segdeploy.export import ForeignOptions
 from segdeploy.graph.policy import load_policy
-from segdeploy.workflows.history import append_history
+from segdeploy.workflows.history import append_history, load_history
 from segdeploy.workflows.run_baseline import check_baseline, check_matches
 from segdeploy.workflows.run_config import RunConfig
 from segdeploy.workflows.run_export import (
@@ -37,7 +37,7 @@ from segdeploy.workflows.run_export import (
     is_int8,
     plan_or_export,
 )
-from segdeploy.workflows.run_memory import Memory
+from segdeploy.workflows.run_memory import MEMORY, Memory
 from segdeploy.workflows.run_result import RunResult, StageOutcome
 from segdeploy.workflows.run_stages import (
     bench_model,
@@ -69,7 +69,8 @@ def run(
 
     Raises:
         ConfigError: If a setting is wrong; nothing has been started then.
-        DataError: If a data set is not there, or images that calibrate int8 would judge it too.
+        DataError: If a data set is not there, images that calibrate int8 would judge it too, or
+            the history is another file.
         ArtifactError: If `out` or the history cannot be written.
         RunLockedError: If another process works in `out`.
     """
@@ -77,7 +78,7 @@ def run(
     _check_calibration(config, force=force)
     is_measured = any(Stage.BENCH in config.stages_of(model) for model in config.model)
     if is_measured and config.history.file is not None:
-        append_history(Path(config.history.file), [])
+        _check_history(Path(config.history.file))
     start = time.perf_counter()
     out = Path(config.run.out)
     with run_lock(out):
@@ -86,9 +87,18 @@ def run(
         for model in config.model:
             _run_model(work, model)
     outcomes = memory.outcomes
+    if memory.error is not None:
+        outcomes.append(StageOutcome.of_error("run", "", MEMORY, memory.error))
     if config.gate.baseline is not None:
         outcomes = check_matches(outcomes, Path(config.gate.baseline))
     return RunResult(out=out, outcomes=outcomes, seconds=time.perf_counter() - start)
+
+
+def _check_history(file: Path) -> None:
+    """Check that lines can be added, and that a file that is there already is a history."""
+    if file.is_file() and file.stat().st_size:
+        load_history(file)
+    append_history(file, [])
 
 
 def _once(say: Callable[[str], object]) -> Callable[[str], object]:

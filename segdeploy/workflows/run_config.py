@@ -83,6 +83,12 @@ class RunConfig:
                 raise ConfigError(f"The stage {stage} of {model.label} needs {lacking[stage]}.")
         return tuple(stage for stage in Stage if stage in asked)
 
+    @property
+    def inputs(self) -> list[Path]:
+        """The files and folders that are read, but for data sets."""
+        own = [place for model in self.model for place in (model.checkpoint, *model.artifacts)]
+        return [Path(place) for place in (*own, self.gate.baseline) if place is not None]
+
     def data_of(self, model: ModelTable) -> str | None:
         """Return the data set that a model is evaluated on."""
         return model.data or self.run.data
@@ -155,8 +161,10 @@ def _check_keys(plain: Mapping[str, Any], kind: type, where: str) -> None:
             raise ConfigError(f"{where} has an unknown setting '{key}'.", hint=hint)
         if kind not in {RunConfig, ModelTable} or key not in _TABLES:
             continue
-        if key == "model" and isinstance(value, Mapping):
-            raise ConfigError(f"{where}: [model] is a list.", hint="Write [[model]].")
+        is_list, said = key == "model", f"[[{key}]]" if key == "model" else f"[{key}]"
+        if not isinstance(value, list if is_list else Mapping):
+            what = "a list of tables" if is_list else "a table"
+            raise ConfigError(f"{where}: {key} is {what}.", hint=f"Write {said}.")
         for each in value if isinstance(value, list) else [value]:
             if isinstance(each, Mapping):
                 _check_keys(each, _TABLES[key], f"{where}: [{key}]")

@@ -101,7 +101,8 @@ def in_words_of_the_file(error: SegDeployError) -> SegDeployError:
         return error
     hint = (
         "In segdeploy.toml these are keys: calibration of [run]; sizes, input, output, int8_policy "
-        'of [[model]]; those of a foreign file stand in its onnx = { task = "multilabel", ... }.'
+        "of [[model]]; size, batch_size, threads of [bench]; allow_different_machine of [gate]; "
+        'those of a foreign file stand in its onnx = { task = "multilabel", ... }.'
     )
     return type(error)(error.message, hint=f"{error.hint}\n{hint}".strip())
 
@@ -118,13 +119,27 @@ def _exports(work: Work, model: ModelTable, *, is_asked: bool) -> Iterator[_Make
                     work.config, model, target, size, work if is_asked else None
                 )
                 if outcome.artifact is None:
-                    raise ArtifactError(
-                        f"{outcome.path} is not there, or of other settings.",
-                        hint="Run the stage export first.",
-                    )
+                    raise _not_taken(outcome)
                 return outcome
 
             yield target if size == "dynamic" else f"{target}+{size}", make
+
+
+def _not_taken(outcome: ExportOutcome) -> SegDeployError:
+    """Return why what stands in an artifact's place would have to be built (again)."""
+    hint = "Run the stage export first."
+    if not outcome.path.is_dir():
+        return ArtifactError(f"{outcome.path} is not there.", hint=hint)
+    parent = outcome.path.parent / outcome.parent
+    try:
+        load_artifact(outcome.path)
+        if (parent / MANIFEST).is_file():
+            load_folder(parent)
+    except SegDeployError as error:
+        return type(error)(f"{outcome.path} cannot be taken: {error.message}", hint=hint)
+    return ArtifactError(
+        f"{outcome.path} was made of other settings, or from another {outcome.parent}.", hint=hint
+    )
 
 
 def plan_or_export(
@@ -197,17 +212,18 @@ def _copies(work: Work, model: ModelTable) -> Iterator[_Maker]:
     for text in model.artifacts:
 
         def make(source: Path = Path(text)) -> ExportOutcome:
-            return _copy(source, work.folder(model) / folder_name(str(source)))
+            place = work.folder(model) / folder_name(str(source))
+            return _copy(source, place, force=work.force)
 
         yield folder_name(text), make
 
 
-def _copy(source: Path, place: Path) -> ExportOutcome:
-    """Put an artifact into the run, unless the same one stands there."""
+def _copy(source: Path, place: Path, *, force: bool) -> ExportOutcome:
+    """Put an artifact into the run, unless the same one stands there, with the same verdict."""
     start = time.perf_counter()
     artifact = load_artifact(source)
     try:
-        is_same = load_folder(place).manifest.digest == artifact.manifest.digest
+        is_same = not force and load_folder(place).manifest == artifact.manifest
     except SegDeployError:
         is_same = False
     if not is_same:

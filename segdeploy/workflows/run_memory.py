@@ -2,7 +2,8 @@
 
 A stage is taken as it stands when its key (the digest of all it depended on) is the same, its
 result file is still the one that it wrote, and it came to an answer: passed or failed.
-A failed check is not tried again until it passes; an error or an inconclusive gate is.
+A failed check is not tried again until it passes, nor is a gate that may not judge; an error or an
+inconclusive gate is.
 """
 
 from __future__ import annotations
@@ -16,7 +17,7 @@ import msgspec
 
 from segdeploy.core.errors import ArtifactError
 from segdeploy.core.files import write_bytes, write_json
-from segdeploy.core.gate import GateResult
+from segdeploy.core.gate import GateResult, Verdict
 from segdeploy.core.results import read_result
 from segdeploy.workflows.run_config import RESOLVED, RunConfig, run_toml
 from segdeploy.workflows.run_keys import file_key
@@ -34,6 +35,7 @@ class Memory:
         self._force = force
         self._known = _read(out)
         self.outcomes: list[StageOutcome] = []
+        self.error: ArtifactError | None = None
         write_bytes(out / RESOLVED, run_toml(config))
 
     def find(self, place: str, key: str, file: Path) -> StageOutcome | None:
@@ -45,7 +47,9 @@ class Memory:
             file: The result, which must still be that of this answer.
         """
         known = self._known.get(place)
-        if self._force or known is None or known.status not in _ANSWERS or known.key != key:
+        if self._force or known is None or known.key != key:
+            return None
+        if known.status not in _ANSWERS and known.kind != Verdict.UNJUDGED:
             return None
         if not known.result or known.result != file_key(file):
             return None
@@ -53,12 +57,20 @@ class Memory:
         return found if found.stage != "gate" else _with_gate(found, file)
 
     def keep(self, outcome: StageOutcome) -> StageOutcome:
-        """Take an outcome into the run, on disk as well."""
+        """Take an outcome into the run, on disk as well.
+
+        What cannot be written is kept as `error`, until a later one is: it hides no answer.
+        """
         self.outcomes.append(outcome)
         self._known[outcome.place] = outcome
         if not outcome.reused:
             plain = {p: msgspec.to_builtins(replace(o, gate=None)) for p, o in self._known.items()}
-            write_json(self._out / MEMORY, {"schema_version": 1, "stages": plain})
+            try:
+                write_json(self._out / MEMORY, {"schema_version": 1, "stages": plain})
+            except ArtifactError as error:
+                self.error = error
+            else:
+                self.error = None
         return outcome
 
     def keep_result(self, outcome: StageOutcome, key: str, file: Path) -> StageOutcome:

@@ -92,6 +92,8 @@ class StageOutcome:
 
 def gate_status(verdict: Verdict) -> Status:
     """Return what a verdict means for a run."""
+    if verdict is Verdict.UNJUDGED:
+        return Status.SKIPPED
     return {0: Status.PASSED, 1: Status.FAILED}.get(verdict.exit_code, Status.INCONCLUSIVE)
 
 
@@ -121,7 +123,9 @@ class RunResult:
     @property
     def is_unchanged(self) -> bool:
         """Whether nothing had to be done."""
-        return all(o.reused or o.status is Status.SKIPPED for o in self.outcomes)
+        return all(
+            o.reused or (o.status is Status.SKIPPED and o.gate is None) for o in self.outcomes
+        )
 
     def to_dict(self) -> dict[str, Any]:
         """Return the JSON document of `run`."""

@@ -9,20 +9,21 @@ from __future__ import annotations
 
 import time
 from collections.abc import Sequence
+from contextlib import suppress
 from dataclasses import replace
 from pathlib import Path
 
 from segdeploy.bench import measure_interleaved
-from segdeploy.core.errors import SegDeployError
+from segdeploy.core.errors import ArtifactError, SegDeployError
 from segdeploy.core.folder import load_folder
 from segdeploy.core.gate import GateResult
-from segdeploy.core.results import BenchResult
+from segdeploy.core.results import BenchResult, read_result
 from segdeploy.data import VAL
 from segdeploy.workflows.gate import gate
 from segdeploy.workflows.gate_stored import is_stored
 from segdeploy.workflows.history import append_history, history_entry
 from segdeploy.workflows.run_baseline import NO_COUNTERPART, find_baseline
-from segdeploy.workflows.run_export import Work
+from segdeploy.workflows.run_export import Work, in_words_of_the_file
 from segdeploy.workflows.run_keys import file_key, machine_key, results_key, stage_key
 from segdeploy.workflows.run_memory import BENCH, GATE
 from segdeploy.workflows.run_result import StageOutcome, Status
@@ -76,8 +77,8 @@ def bench_model(work: Work, model: ModelTable, paths: Sequence[Path]) -> None:
     known = [work.memory.find(_empty(model, p, "bench").place, key, p / BENCH) for p in paths]
     reused = [each for each in known if each is not None]
     if len(reused) == len(paths):
-        for outcome in reused:
-            work.memory.keep(outcome)
+        for path, outcome in zip(paths, reused, strict=True):
+            work.memory.keep(_noted_again(work, outcome, path))
         return
     for path, outcome in zip(paths, _measure(work, model, paths), strict=True):
         work.memory.keep_result(outcome, key, path / BENCH)
@@ -94,13 +95,25 @@ def _measure(work: Work, model: ModelTable, paths: Sequence[Path]) -> list[Stage
     except SegDeployError as error:
         return [_failed(work, _empty(model, path, "bench"), error, start) for path in paths]
     results = {Path(result.path): result for result in found.results}
-    errors = iter(found.failures)  # In the order of those that have no result.
+    lost = [path for path in paths if path not in results]
+    unwritten = [path for path, result in results.items() if not _is_written(result)]
+    errors = dict(zip([*lost, *unwritten], found.failures, strict=False))  # In this order.
     return [
-        _benched(work, _empty(model, path, "bench"), results[path], start)
-        if path in results
-        else _failed(work, _empty(model, path, "bench"), next(errors), start)
+        _failed(work, _empty(model, path, "bench"), errors[path], start)
+        if path in errors
+        else _benched(work, _empty(model, path, "bench"), results[path], start)
         for path in paths
     ]
+
+
+def _is_written(result: BenchResult) -> bool:
+    """Return whether the `bench.json` that stands there is this result's."""
+    try:
+        found = read_result(Path(result.path) / BENCH) or {}
+    except ArtifactError:
+        return False
+    same: bool = found.get("environment", {}).get("bench_run") == result.environment["bench_run"]
+    return same
 
 
 def _benched(work: Work, empty: StageOutcome, result: BenchResult, start: float) -> StageOutcome:
@@ -119,11 +132,29 @@ def _benched(work: Work, empty: StageOutcome, result: BenchResult, start: float)
     )  # fmt: skip
 
 
-def gate_artifact(work: Work, model: ModelTable, path: Path) -> None:
-    """Compare an artifact with the one of the same name in the baseline."""
-    empty = _empty(model, path, "gate")
+def _noted_again(work: Work, outcome: StageOutcome, path: Path) -> StageOutcome:
+    """Return the outcome of a known bench, once a history that lacks it has got its line.
+
+    A history may be younger than the run: another branch's, or a lost one.
+    """
+    if work.config.history.file is None:
+        return outcome
     try:
-        place = find_baseline(Path(work.config.gate.baseline or ""), model.label, path)
+        result = BenchResult.from_dict({**(read_result(path / BENCH) or {}), "path": str(path)})
+        entry = history_entry(result, outcome.model)
+        if entry.bench is not None:  # One without a name would be added by each run.
+            append_history(Path(work.config.history.file), [entry])
+    except SegDeployError as error:
+        return _failed(work, outcome, error, time.perf_counter())
+    return outcome
+
+
+def gate_artifact(work: Work, model: ModelTable, path: Path) -> None:
+    """Compare an artifact with the one of the same model and name in the baseline."""
+    empty = _empty(model, path, "gate")
+    root, is_only_model = Path(work.config.gate.baseline or ""), len(work.config.model) == 1
+    try:
+        place = find_baseline(root, model.label, path, is_only_model=is_only_model)
         if place is not None and not is_stored(place):
             load_folder(place)  # A damaged one decides nothing.
     except SegDeployError as error:
@@ -174,6 +205,9 @@ def _compare(
         )  # fmt: skip
     except SegDeployError as error:
         return _failed(work, empty, error, start)
+    if not result.environment.get("is_saved", True):
+        with suppress(OSError):
+            (path / GATE).unlink()  # That of an earlier gate would be taken for this one's.
     seconds = time.perf_counter() - start
     return StageOutcome.of_gate(empty.model, empty.artifact, result, seconds)
 
@@ -203,8 +237,8 @@ def _empty(model: ModelTable, path: Path, stage: str) -> StageOutcome:
 
 def _failed(work: Work, empty: StageOutcome, error: SegDeployError, start: float) -> StageOutcome:
     work.say(f"{empty.place}: {error.message}")
-    seconds = time.perf_counter() - start
-    return StageOutcome.of_error(empty.model, empty.artifact, empty.stage, error, seconds)
+    seconds, told = time.perf_counter() - start, in_words_of_the_file(error)
+    return StageOutcome.of_error(empty.model, empty.artifact, empty.stage, told, seconds)
 
 
 def _digest(path: Path) -> str:

@@ -12,7 +12,8 @@ import tempfile
 from collections.abc import Iterable, Sequence
 from pathlib import Path
 
-from segdeploy.core.files import write_bytes, write_errors
+from segdeploy.core.errors import ConfigError
+from segdeploy.core.files import append_whole, write_bytes, write_errors
 from segdeploy.core.gate import GateResult, MetricVerdict, Verdict
 from segdeploy.workflows.run_result import RunResult, StageOutcome, Status
 
@@ -20,6 +21,7 @@ STEP_SUMMARY = "GITHUB_STEP_SUMMARY"
 _MARKS = {
     "passed": "✅", "failed": "❌", "inconclusive": "❔", "error": "⚠️", "skipped": "⏭️",
     "pass": "✅", "improvement": "🚀", "regression": "❌", "broken": "❌",
+    "unjudged": "⏭️",
 }  # fmt: skip
 _CHECKS = ("export", "verify", "evaluate", "bench", "gate")
 
@@ -45,6 +47,22 @@ def check_outputs(junit: Path | None, summary: Path | None) -> None:
             pass
 
 
+def check_apart(outputs: Iterable[Path | None], inputs: Iterable[Path]) -> None:
+    """Check that no output takes the place of what is read, or of another output.
+
+    Raises:
+        ConfigError: If one does.
+    """
+    taken = {file.resolve() for file in inputs}
+    for file in filter(None, outputs):
+        if file.resolve() in taken:
+            raise ConfigError(
+                f"{file} would be overwritten: it is read, or is another output as well.",
+                hint="Give each output a file of its own.",
+            )
+        taken.add(file.resolve())
+
+
 def write_summary(text: str, file: Path | None) -> None:
     """Write the summary to a file, if one is given, and add it to GitHub's, if there is one.
 
@@ -54,8 +72,8 @@ def write_summary(text: str, file: Path | None) -> None:
     if file is not None:
         write_bytes(file, text.encode(errors="replace"))
     if place := os.environ.get(STEP_SUMMARY):
-        with write_errors(Path(place)), Path(place).open("ab") as stream:
-            stream.write(b"\n" + text.encode(errors="replace"))
+        with write_errors(Path(place)), Path(place).open("ab", buffering=0) as stream:
+            append_whole(stream, b"\n" + text.encode(errors="replace"))
 
 
 def render_gate(result: GateResult) -> str:

@@ -170,6 +170,8 @@ def test_an_interrupted_sustained_run_keeps_what_was_measured(
     assert first.sustained["is_interrupted"]
     assert 1 <= len(first.sustained["rows"]) <= 2
     assert len(first.samples_ms) == NUM_BLOCKS
+    assert first.peak_memory_mib is not None
+    assert first.environment["others_cores"] is None  # Its own share is not known.
     assert second.sustained is None
     assert len(second.samples_ms) == NUM_BLOCKS
 
@@ -180,16 +182,16 @@ def test_a_sustained_run_compares_its_first_minute_with_its_last() -> None:
     assert found is not None
     assert (found["first_p50_ms"], found["last_p50_ms"], found["window_s"]) == (10.0, 12.0, 60.0)
     assert found["ratio"] == pytest.approx(1.2)
-    assert found["is_throttled"]
+    assert (found["is_slower"], found["is_throttled"]) == (True, None)  # Nobody counted.
     short = compare_ends(rows[:40], 40.0)
     assert short is not None
-    assert (short["window_s"], short["is_throttled"]) == (20.0, False)
+    assert (short["window_s"], short["is_slower"]) == (20.0, False)
     counted = compare_ends(rows[:40], 40.0, num_throttled=2.0)
     assert counted is not None
     assert (counted["is_throttled"], counted["is_slower"]) == (True, False)
     noisy = compare_ends([(float(s), 10.0 + 3 * (s % 2), 14.0, 9) for s in range(121)], 121.0)
     assert noisy is not None
-    assert not noisy["is_throttled"]
+    assert not noisy["is_slower"]
     assert compare_ends([], 0.0) is None
 
 
@@ -202,6 +204,8 @@ def test_a_sustained_run_is_as_long_as_its_last_row_lasts(
         """One call takes 40 s; a row is one call then."""
 
         def ask(self, do: str, **details: Any) -> dict[str, Any]:
+            if do == "note_peak":
+                return {"peak_memory_mib": 1.0}
             assert (do, details["seconds"] <= 1) == ("sample", True)
             now_s[0] += 40.0
             return {"samples_ms": [40_000.0 if now_s[0] < 190 else 50_000.0]}
@@ -211,7 +215,7 @@ def test_a_sustained_run_is_as_long_as_its_last_row_lasts(
         def stop(self) -> None: ...
 
     monkeypatch.setattr(sustained, "monotonic", lambda: now_s[0])
-    entry = Entry(load_folder(make_artifact(tmp_path, "a")), (8, 12), runner=Slow())
+    entry = Entry(load_folder(make_artifact(tmp_path, "a")), (8, 12), [Launch()], Slow())
     sustained.run_sustained(entry, replace(FAST, sustained_s=130.0))
     assert [row[0] for row in entry.sustained] == [0.0, 40.0, 80.0, 120.0]
     found = compare_ends(entry.sustained, entry.sustained_s)

@@ -35,7 +35,7 @@ from segdeploy.core.task import Task
 from segdeploy.zoo import load_module
 
 SIZE = (64, 96)
-PLAN = BenchPlan(SIZE, threads=1, seconds=0.05, warmup_s=0)
+PLAN = BenchPlan(SIZE, threads=1, seconds=0.05)
 
 
 CONVOLUTIONS = 2

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import resource
 import shutil
 from collections.abc import Callable
 from dataclasses import fields
@@ -127,6 +128,56 @@ def test_what_cannot_be_written_is_found_before_any_work(
     new = tmp_path / "new" / "folder" / "gate.xml"
     assert cli("gate", folder, folder, *FILES_ONLY, "--junit", str(new))[0] == 0
     assert new.exists()
+
+
+def test_a_full_disk_hides_no_verdict(
+    cli: Run, folder: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("GITHUB_STEP_SUMMARY", str(tmp_path / "github.md"))
+    files = ("--junit", str(tmp_path / "gate.xml"), "--summary", str(tmp_path / "gate.md"))
+    (Path(folder) / "gate.json").write_text("{}")  # Of an earlier gate.
+    before = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (10, before[1]))
+    try:
+        code, out, err = cli("gate", folder, folder, *FILES_ONLY, *files, "--json")
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, before)
+    document = json.loads(out)
+    assert code == 2
+    assert document["verdict"] == "pass"
+    assert any("gate.json" in warning for warning in document["environment"]["warnings"])
+    assert "gate.xml" in err
+    assert "gate.md" in err
+    assert not (Path(folder) / "gate.json").exists()
+
+
+def test_outputs_replace_neither_each_other_nor_what_is_read(
+    cli: Run, folder: str, tmp_path: Path
+) -> None:
+    place = Path(folder)
+    weights = (place / "weights.safetensors").read_bytes()
+    (tmp_path / "segdeploy.toml").write_text("")
+    for files in (
+        ("--junit", "x.out", "--summary", "./x.out"),
+        ("--junit", f"{folder}/weights.safetensors"),
+        ("--summary", f"{folder}/gate.json"),
+        ("--summary", "segdeploy.toml"),
+    ):
+        code, _, err = cli("gate", folder, folder, *FILES_ONLY, *files)
+        assert code == 2
+        assert "would be overwritten" in err
+    assert (place / "weights.safetensors").read_bytes() == weights
+    assert not (place / "gate.json").exists()
+
+
+def test_githubs_summary_is_looked_at_before_any_work(
+    cli: Run, folder: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("GITHUB_STEP_SUMMARY", str(tmp_path / "none" / "github.md"))
+    code, _, err = cli("gate", folder, folder, *FILES_ONLY)
+    assert code == 2
+    assert "github.md" in err
+    assert not (Path(folder) / "gate.json").exists()
 
 
 @pytest.mark.parametrize(

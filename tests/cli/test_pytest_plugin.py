@@ -2,14 +2,17 @@
 
 from __future__ import annotations
 
+import fcntl
 import subprocess
 import sys
+import tempfile
 import tomllib
 from pathlib import Path
 from typing import Any
 
 import pytest
 
+import segdeploy.cli.pytest_plugin as plugin
 import segdeploy.workflows.gate as room
 from segdeploy.cli.pytest_plugin import PROPERTY
 from segdeploy.core.gate import GateResult, MetricVerdict, Verdict
@@ -156,6 +159,90 @@ def test_a_bad_baseline_is_an_error_of_the_test_not_of_pytest(pytester: pytest.P
     result = pytester.runpytest_inprocess(*LOAD)
     result.assert_outcomes(failed=1)
     result.stdout.fnmatch_lines(["*ArtifactError*absent*"])
+    result.stdout.no_fnmatch_line("*Error*Traceback*")
+    result.stdout.no_fnmatch_line("*pytest_plugin.py*")
+
+
+@pytest.mark.parametrize(
+    ("arguments", "said"),
+    [
+        ("siez=(64, 96)", "*ConfigError: segdeploy_gate has no argument siez.*"),
+        ("size='x'", "*ConfigError: 'x' is not a size.*"),
+        ("size=5", "*ConfigError: An argument of segdeploy_gate is of a wrong type*"),
+        ("budget='long'", "*ConfigError*long*"),
+        ("threads=0", "*ConfigError: The number of threads*"),
+    ],
+)
+def test_nonsense_is_told_in_a_sentence(
+    pytester: pytest.Pytester, asked: Asked, arguments: str, said: str
+) -> None:
+    pytester.makepyfile(
+        f"""def test_gate(segdeploy_gate): segdeploy_gate("a", "pass", {arguments})"""
+    )
+    result = pytester.runpytest_inprocess(*LOAD)
+    result.assert_outcomes(failed=1)
+    result.stdout.fnmatch_lines([said])
+    result.stdout.no_fnmatch_line("*pytest_plugin.py*")
+    assert not asked
+
+
+def test_a_size_may_be_written_as_on_the_command_line(
+    pytester: pytest.Pytester, asked: Asked
+) -> None:
+    pytester.makepyfile(
+        """def test_gate(segdeploy_gate): segdeploy_gate("a", "pass", size="96x128")"""
+    )
+    pytester.runpytest_inprocess(*LOAD).assert_outcomes(passed=1)
+    assert asked["plan"] == GatePlan(size=(96, 128))
+
+
+def test_gates_of_fixtures_are_summed_up_and_each_gate_once(
+    pytester: pytest.Pytester, asked: Asked
+) -> None:
+    pytester.makepyfile(
+        """
+        import pytest
+
+        @pytest.fixture
+        def unclear(segdeploy_gate):
+            segdeploy_gate("a", "inconclusive")
+
+        @pytest.fixture
+        def clear(segdeploy_gate):
+            segdeploy_gate("a", "pass")
+            yield
+            segdeploy_gate("a", "improvement")
+
+        def test_unclear(unclear): pass
+
+        def test_clear(clear, segdeploy_gate):
+            segdeploy_gate("a", "pass")
+            segdeploy_gate("a", "pass")
+        """
+    )
+    result = pytester.runpytest_inprocess(*LOAD)
+    result.assert_outcomes(passed=1, skipped=1)
+    lines = [line.partition("::")[2] for line in result.outlines if "20 % slower (ratio" in line]
+    told = {name: [line for line in lines if line.startswith(name)] for name in ("test_unclear",
+            "test_clear")}  # fmt: skip
+    assert [line.split(": ")[1] for line in told["test_unclear"]] == ["inconclusive"]
+    assert [line.split(": ")[1] for line in told["test_clear"]] == ["pass"] * 3 + ["improvement"]
+    assert asked
+
+
+def test_gates_of_two_workers_wait_for_each_other(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(tempfile, "tempdir", str(tmp_path))
+    with plugin._alone():
+        assert not list(tmp_path.iterdir())  # Without pytest-xdist there is nobody to wait for.
+    monkeypatch.setenv("PYTEST_XDIST_WORKER", "gw0")
+    with plugin._alone():
+        (lock,) = tmp_path.iterdir()
+        with lock.open("rb") as other, pytest.raises(BlockingIOError):
+            fcntl.flock(other, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    with lock.open("rb") as other:
+        fcntl.flock(other, fcntl.LOCK_EX | fcntl.LOCK_NB)
 
 
 def test_starting_pytest_imports_nothing_heavy() -> None:

@@ -126,6 +126,13 @@ def test_an_endless_loop_is_stopped_with_all_that_it_started(child: Child) -> No
     assert not _lives(started)
 
 
+def test_a_request_that_is_not_read_has_a_limit_too(child: Child) -> None:
+    child.ask({"do": "double", "word": ""}, limit_s=60)
+    child.pause()
+    with pytest.raises(ChildFailedError, match=r"no answer within 0.5 s, its limit"):
+        child.ask({"do": "double", "word": ""}, [np.zeros(2**20, np.uint8)], limit_s=0.5)
+
+
 @pytest.mark.parametrize("do", ["allocate", "allocate_below"])
 def test_too_much_memory_is_an_error_that_names_the_limit(child: Child, do: str) -> None:
     """Also where a process that the child started takes it."""

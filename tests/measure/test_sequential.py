@@ -13,7 +13,7 @@ from scipy import stats
 
 from benchmarks.fake_machine import BLOCK_S, START_S, WARM_S, FakeMachine
 from benchmarks.gate_simulation import TROUBLES
-from segdeploy.bench.pairs import NUM_PAIRS
+from segdeploy.bench.pairs import NUM_PAIRS, Launch, Side
 from segdeploy.core.gate import Verdict
 from segdeploy.core.limits import GateLimits
 from segdeploy.measure.sequential import (
@@ -23,6 +23,7 @@ from segdeploy.measure.sequential import (
     LOOK_SHARES,
     MOST_LOOKS,
     Location,
+    Look,
     judge_look,
     locate,
     locate_difference,
@@ -239,6 +240,37 @@ def test_verdicts(value: float, error: float, verdict: Verdict) -> None:
     look = judge_look(Location(value, error, 6), LIMIT, 1.0)
     assert look.verdict is verdict
     assert (look.more_launches is not None) == (verdict is Verdict.INCONCLUSIVE)
+
+
+def test_the_launches_that_would_decide_are_not_helped_by_a_stored_baselines_error() -> None:
+    """Against a slow loop; a stored error that alone is too large leaves none."""
+
+    def look(launches: int, stored_error: float) -> Look:
+        own = Location(0.0, 0.1 / math.sqrt(launches), launches - 1)
+        stored = Location(0.0, stored_error, 4)
+        error = math.hypot(own.error, stored.error)
+        return judge_look(Location(0.0, error, min(launches - 1, 4), (own, stored)), 0.05, 1.0)
+
+    needed = next(n for n in range(5, 10_000) if look(n, 0.01).verdict is Verdict.PASS)
+    for launches in (5, 18, needed - 1):
+        assert look(launches, 0.01).more_launches == needed - launches
+    for launches in (5, 500):
+        assert look(launches, 0.05).verdict is Verdict.INCONCLUSIVE
+        assert look(launches, 0.05).more_launches is None
+
+
+def test_a_stored_baseline_that_varies_too_much_is_named() -> None:
+    random = np.random.default_rng(3)
+
+    def side(spread: float) -> Side:
+        return Side([[10 * math.exp(random.normal(0, spread))]])
+
+    stored = [side(0.05) for _ in range(5)]
+    launches = [Launch(side(0.01)) for _ in range(18)]
+    (found,) = judge_launches(launches, GateLimits(latency=0.05), 1.0, stored)
+    assert found.verdict is Verdict.INCONCLUSIVE
+    assert found.more_launches is None
+    assert "no budget will decide: bench the baseline with more launches" in found.reason
 
 
 def test_a_limit_of_nothing_passes_what_is_equal() -> None:

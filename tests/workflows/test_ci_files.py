@@ -105,6 +105,46 @@ def test_the_run_step_fails_with_the_commands_code(place: Path, tmp_path: Path) 
     assert (outputs["verdict"], outputs["exit-code"]) == ("error", "2")
     assert "absent; touch hacked" in done.stderr
     assert not (place / "hacked").exists()
+    summary = (tmp_path / "summary.md").read_text()
+    assert "## segdeploy run: error" in summary
+    assert "    The baseline absent; touch hacked is neither a folder" in summary
+    (annotation,) = [line for line in done.stdout.splitlines() if line.startswith("::")]
+    assert annotation.startswith("::error title=segdeploy::The baseline absent; touch hacked is")
+    assert annotation.endswith("or an artifact of one.")
+    assert "%0A" in annotation
+
+
+def test_a_run_that_was_done_keeps_its_own_summary(place: Path, tmp_path: Path) -> None:
+    config = place / "segdeploy.toml"
+    config.write_text(config.read_text().replace('["onnx-fp32"]', '["onnx-fp32", "tensorrt-fp32"]'))
+    done, outputs = run_step(tmp_path, place, args="--only export")
+    assert outputs["verdict"] == "error"
+    assert "::error title=segdeploy::exit code 4; see the summary." in done.stdout
+    assert (tmp_path / "summary.md").read_text().count("## ") == 1
+
+
+@pytest.mark.parametrize(
+    ("args", "words"),
+    [
+        ("""--only 'export,bench' --out "a  b" $HOME *""",
+         ["--only", "export,bench", "--out", "a  b", "$HOME", "*"]),
+        ("", []),
+        ("  ", []),
+        ("--only 'export", ["--only 'export"]),
+    ],
+)  # fmt: skip
+def test_arguments_are_words_as_in_a_shell_and_nothing_is_expanded(
+    tmp_path: Path, args: str, words: list[str]
+) -> None:
+    step = next(each for each in steps() if each.get("id") == "run")
+    inputs = {name: each["default"] for name, each in ACTION["inputs"].items()} | {"args": args}
+    stub = 'segdeploy() { printf "%s\\n" "$@" > words; echo "{}"; }\n'
+    subprocess.run(
+        ["bash", "--noprofile", "--norc", "-eo", "pipefail", "-c", stub + step["run"]],
+        cwd=tmp_path, env=runner_environment(step, inputs, tmp_path), check=True,
+    )  # fmt: skip
+    ours = ["run", "segdeploy.toml", "--json", "--junit", "segdeploy-junit.xml"]
+    assert (tmp_path / "words").read_text().splitlines() == ours + words
 
 
 def test_the_run_step_tells_a_plan_and_a_junit_of_another_name(place: Path, tmp_path: Path) -> None:
@@ -173,6 +213,15 @@ def test_the_pages_workflow_gives_the_action_inputs_that_it_has() -> None:
     assert len(ours) == 2
     for step in ours:
         assert set(step["with"]) <= set(ACTION["inputs"])
+    # The base of the pull request that brings the file has none.
+    assert ours[0]["if"] == "hashFiles('base/segdeploy.toml') != ''"
+    assert ours[0]["if"] in ours[1]["with"]["baseline"]
+    history = yaml.safe_load(blocks("yaml")[2])["jobs"]["bench"]["steps"]
+    (step,) = [step for step in history if step.get("uses", "").startswith("segdeploy/")]
+    assert set(step["with"]) <= set(ACTION["inputs"])
+    assert [step["with"]["path"] for step in history if "cache" in step.get("uses", "")] == [
+        "bench.jsonl", "bench.jsonl",
+    ]  # fmt: skip
 
 
 def test_the_pages_gitlab_job_uses_flags_that_exist(cli: Any) -> None:
@@ -185,6 +234,25 @@ def test_the_pages_gitlab_job_uses_flags_that_exist(cli: Any) -> None:
         subprocess.run(["bash", "-nc", line], check=True)
     assert job["allow_failure"] == {"exit_codes": [3]}
     assert job["artifacts"]["reports"]["junit"] in lines[-1]
+
+
+@pytest.mark.parametrize("has_file", [False, True])
+def test_the_pages_gitlab_job_gates_where_the_base_has_the_file(
+    tmp_path: Path, has_file: bool
+) -> None:
+    job = yaml.safe_load(blocks("yaml")[1])["model"]
+    start = job["script"].index("gate=")
+    (tmp_path / "base").mkdir()
+    if has_file:
+        (tmp_path / "base" / "segdeploy.toml").touch()
+    stub = f'segdeploy() {{ echo "$PWD $*" >> {tmp_path}/asked; }}'
+    subprocess.run(
+        ["bash", "-ec", "\n".join([stub, *job["script"][start:]])], cwd=tmp_path, check=True
+    )
+    asked = (tmp_path / "asked").read_text().splitlines()
+    assert len(asked) == 1 + has_file
+    assert asked[0].startswith(f"{tmp_path}{'/base' if has_file else ''} run")
+    assert ("--baseline runs/base" in asked[-1]) is has_file
 
 
 def test_the_pages_worktree_is_made_anew_by_each_pipeline_of_a_runner(tmp_path: Path) -> None:

@@ -330,6 +330,52 @@ def test_a_page_that_cannot_be_written_is_an_error(run: Path, tmp_path: Path) ->
         compare([run], page=tmp_path / "absent" / "compare.html")
 
 
+def test_equal_bytes_and_two_runs_22_percent_apart_condemn_nobody(tmp_path: Path) -> None:
+    for name, ms, memory in (("base", 10.0, 1.0), ("head", 15.0, 1.0), ("near", 12.2, 2.0)):
+        put(tmp_path / name, "onnx-fp32", ms, 100, mib=memory, bench_run=name)
+    same = compare([tmp_path / "base", tmp_path / "head"])
+    assert set(standings(same).values()) == {"front"}
+    assert "within noise as fast as" in same.worth["head/onnx-fp32"].advice
+    put(tmp_path / "near", "onnx-fp32", 12.2, 100, mib=1.001, bench_run="near")  # Other bytes.
+    other = compare([tmp_path / "base", tmp_path / "near"])
+    assert set(standings(other).values()) == {"front"}
+    assert any("below 25 %" in note for note in other.notes)
+
+
+@pytest.mark.parametrize(
+    "change",
+    [{"latency_ms": {"p50": -1}}, {"latency_ms": {"p50": 0}}, {"latency_ms": {"p50": "1"}},
+     {"environment": "x"}, {"input_shape": "x"}, {"samples_ms": [1.0, -1.0]},
+     {"peak_memory_mib": -5}],
+)  # fmt: skip
+def test_impossible_numbers_are_not_measured(
+    run: Path, command: Command, change: dict[str, Any]
+) -> None:
+    file = run / "openvino-int8" / "bench.json"
+    file.write_text(json.dumps(json.loads(file.read_text()) | change))
+    code, document = command(run, "--budget", "latency=30ms")
+    assert (code, document["choice"]["name"]) == (0, "onnx-fp32")
+    assert any("openvino-int8/bench.json is damaged" in text for text in document["problems"])
+    standing = {one["name"]: one["standing"] for one in document["artifacts"]}
+    assert standing["openvino-int8"] == "not measured"
+
+
+def test_the_out_of_a_run_stands_for_its_models(run: Path, tmp_path: Path, cli: Any) -> None:
+    out = run.parent
+    put(out / "unet", "onnx-fp32", 10.0, 100)
+    names = {f"lraspp/{n}" for n in ("onnx-fp32", "onnx-int8", "openvino-int8")}
+    assert set(compare([out]).worth) == names | {"unet/onnx-fp32"}
+    assert compare([out]).to_dict() == compare([run, out / "unet"]).to_dict()
+    code, text, _ = cli("report", str(out), "--json")
+    pages = [out / name / "report.html" for name in ("lraspp", "unet")]
+    assert (code, [each["report"] for each in json.loads(text)]) == (0, [str(p) for p in pages])
+    assert all(page.is_file() for page in pages)
+    assert isinstance(json.loads(cli("report", str(run), "--json")[1]), dict)
+    (tmp_path / "empty").mkdir()
+    for stage in ("report", "compare"):
+        assert cli(stage, str(tmp_path / "empty"))[0] == 2
+
+
 @pytest.mark.slow
 def test_what_the_stages_leave_is_compared(tiny_checkpoint: Checkpoint, tmp_path: Path) -> None:
     run = tmp_path / "run"

@@ -65,7 +65,8 @@ def test_a_stored_baseline_has_a_memory_and_a_start_for_each_launch(
     ("place", "value"),
     [
         (("environment",), None), (("environment",), []), (("environment", "threads"), "two"),
-        (("environment", "threads"), None), (("environment", "runtime"), [1]),
+        (("environment", "threads"), None), (("environment", "threads"), 10**9),
+        (("environment", "runtime"), [1]),
         (("environment", "gpus"), ["a"]), (("input_shape",), [1]), (("cold_starts_ms",), 5),
         (("launch_memory_mib",), ["abc"]), (("launch_memory_mib",), [0]), (("launches",), [0]),
         (("samples_ms",), [1.0, -1.0]),
@@ -100,12 +101,40 @@ def test_another_machine_never_fails_a_build(
     monkeypatch.setenv(PLANTED, "slow:9")
     plan = GatePlan(budget_s=0.1, threads=1, allow_different_machine=True)
     result = gate(elsewhere, baseline.path, plan=plan, start=PlantedChild)
-    assert result.verdict.exit_code == 0
+    assert (result.verdict, result.verdict.exit_code) == (Verdict.UNJUDGED, 0)
     assert result.latency is not None
     assert "not judged" in result.latency.reason
     assert result.latency.ratio is not None
     assert result.latency.ratio > 3  # It is shown all the same.
     assert any("Some other CPU" in line for line in result.environment["different_machine"])
+
+
+@pytest.mark.parametrize(
+    ("environment", "message"),
+    [({"in_process": True}, "--in-process"), ({"measured": None}, "who knows what")],
+)
+def test_a_baseline_of_another_kind_of_measurement_is_refused(
+    environment: dict[str, Any],
+    message: str,
+    baseline: Artifact,
+    stored_plain: dict[str, Any],
+    tmp_path: Path,
+) -> None:
+    merged = {**stored_plain["environment"], **environment}
+    known = {name: value for name, value in merged.items() if value is not None}
+    file = tmp_path / "bench.json"
+    file.write_text(json.dumps({**stored_plain, "environment": known}))
+    with pytest.raises(ConfigError, match=message):
+        gate(file, baseline.path, plan=SHORT)
+
+
+def test_a_limit_that_a_stored_baseline_cannot_decide_is_refused_at_once(
+    baseline: Artifact, stored_plain: dict[str, Any], tmp_path: Path
+) -> None:
+    file = tmp_path / "bench.json"
+    file.write_text(json.dumps(stored_plain))
+    with pytest.raises(ConfigError, match="throughput"):
+        gate(file, baseline.path, plan=SHORT, limits=GateLimits(throughput=0.05))
 
 
 @pytest.mark.parametrize("content", ["{}", "[]", "nonsense", '{"samples_ms": []}'])

@@ -185,7 +185,7 @@ def test_an_entry_says_what_bench_found_and_where(
     assert (found.p50_ms, found.min_ms, found.mean_ms, found.spread_ms) == (3.0, 1.0, 3.0, 2.0)
     assert (found.commit, found.branch) == (git(repository, "rev-parse", "HEAD"), "main")
     assert (found.artifact, found.digest, found.threads) == ("onnx-fp32", "digest", 2)
-    assert found.bench == ("r1", "onnx-fp32", "digest")
+    assert found.bench == ("r1", "m", "onnx-fp32", "digest")
     newer = {**environment, "runtime": {"versions": {"onnxruntime": "9"}}}
     assert machine_digest(newer) == machine_digest(environment)  # An upgrade may be the step.
     assert machine_digest({**environment, "cpu": "another"}) != machine_digest(environment)
