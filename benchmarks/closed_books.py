@@ -7,10 +7,9 @@ LRASPP is measured beside them. LiteRT needs SEGDEPLOY_PYTHON_LITERT. Writes
 benchmarks/results/closed_books.json after each group, and leaves out what is there already
 unless --again. A target that cannot run here is listed with the reason.
 
-That the parts add up says nothing of whether each has its own time, so two of them are timed again
-from outside, by `benchmarks/runtime_alone.py`: the run with its copies, and `preprocess`, in a loop
-over frames without books. Wants an idle machine. Exits 1 if a remainder is above 2 % of the call,
-or one of these is off by more than 10 % of the call.
+That the parts add up says nothing of whether each has its own time: `books_from_outside.py` takes
+the same calls by a clock around the session, and the regions must agree with it. Wants an idle
+machine for its milliseconds only. Exits 1 if a remainder, or that distance, is above 2 % of a call.
 """
 
 from __future__ import annotations
@@ -37,35 +36,21 @@ HERE = Path(__file__).parent
 RESULT = HERE / "results" / "closed_books.json"
 CHECKPOINT = HERE / "checkpoints" / "lraspp_mobilenet_v3_large-camvid"
 MOST = 0.02
-MOST_OFF = 0.1  # Two runs of one program differ by a few percent.
 GROUP = 4  # Artifacts in one interleaved run.
 
 
 def check(result: BenchResult, size: str, seconds: float) -> dict[str, float]:
-    """Return by how much the books of a result are off what is timed without books.
-
-    As a share of the whole call. Both sides are runs of their own: noise is in it.
-    """
-    path, regions = Path(result.path), result.regions_ms or {}
+    """Return how far the books are off a clock around the session, as shares of the whole call."""
+    path = Path(result.path)
     python = find_python(load_folder(path))
     answer = subprocess.run(
-        [python, "-m", "benchmarks.runtime_alone", path, size, f"{seconds}"],
+        [python, "-m", "benchmarks.books_from_outside", path, size, f"{seconds}"],
         cwd=HERE.parent, env={**os.environ, **child_environment(result.environment["threads"])},
         check=True, capture_output=True, text=True,
     ).stdout  # fmt: skip
-    return compare(regions, *(float(word) for word in answer.split()[-2:]))
-
-
-def compare(regions: dict[str, float], run_ms: float, prepare_ms: float) -> dict[str, float]:
-    """Return what was timed from outside, and how far the books are off it, of the whole call."""
-    booked_ms = sum(regions[name] for name in ("host_to_device", "run", "device_to_host"))
-    whole_ms = regions["end_to_end"]
-    return {
-        "runtime_alone_ms": run_ms,
-        "runtime_off_share": abs(booked_ms - run_ms) / whole_ms,
-        "preprocess_alone_ms": prepare_ms,
-        "preprocess_off_share": abs(regions["preprocess"] - prepare_ms) / whole_ms,
-    }
+    whole_ms = (result.regions_ms or {})["end_to_end"]
+    found = json.loads(answer.splitlines()[-1])
+    return {f"{name}_off_share": each["distance_ms"] / whole_ms for name, each in found.items()}
 
 
 def row(result: BenchResult) -> dict[str, Any]:
@@ -151,7 +136,7 @@ def closes(row: dict[str, Any]) -> bool:
     """Return whether the books of a row add up, and agree with what was measured without books."""
     is_whole = abs(row.get("remainder_share", 0.0)) <= MOST
     off = [row.get(f"{name}_off_share", 0.0) for name in ("runtime", "preprocess")]
-    return is_whole and bool(max(off) <= MOST_OFF)
+    return is_whole and bool(max(off) <= MOST)
 
 
 if __name__ == "__main__":

@@ -32,9 +32,9 @@ def closed_books() -> str:
         runtime = max(row["runtime_off_share"] for row in checked)
         before = max(row["preprocess_off_share"] for row in checked)
         lines.append(
-            f"\nTimed again from outside in a loop over frames, `run` with its copies differs by "
-            f"{runtime:.1%} of the call at most, `preprocess` by {before:.1%} ({len(checked)} "
-            "targets; two runs, one after the other)."
+            f"\nA clock around the session, in the same calls, differs from `run` with its copies "
+            f"by {runtime:.2%} of a call at most, from `preprocess` by {before:.2%} "
+            f"({len(checked)} targets)."
         )
     clock = read("clock_overhead")
     lines.append(
