@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from segdeploy.cli.app import ALLOW_CODE, JSON, app, emit, say
+from segdeploy.cli.ci_files import write_ci_files
 from segdeploy.cli.parsing import parse_size
 from segdeploy.core.errors import ConfigError
 
@@ -157,24 +158,11 @@ def _parse_limits(table: dict[str, Any], max_slowdown: str | None, limits: list[
 
 
 def _write(result: GateResult, junit: Path | None, summary: Path | None) -> bool:
-    """Write what CI systems read; what cannot be written is said, and hides no verdict."""
-    from segdeploy.core.errors import ArtifactError
-    from segdeploy.workflows.junit import gate_cases, write_junit
-    from segdeploy.workflows.summary import render_gate, write_summary
+    """Write what CI systems read; return whether all could be written."""
+    from segdeploy.workflows.junit import gate_cases
+    from segdeploy.workflows.summary import render_gate
 
-    is_written = True
-    try:
-        if junit is not None:
-            write_junit(junit, gate_cases(result))
-    except ArtifactError as error:
-        say(f"error: {error}")
-        is_written = False
-    try:
-        write_summary(render_gate(result), summary)
-    except ArtifactError as error:
-        say(f"error: {error}")
-        is_written = False
-    return is_written
+    return write_ci_files(gate_cases(result), render_gate(result), junit, summary)
 
 
 def _render(result: GateResult) -> None:

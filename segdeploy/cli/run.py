@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from segdeploy.cli.app import ALLOW_CODE, JSON, app, emit, say
+from segdeploy.cli.ci_files import write_ci_files
 
 if TYPE_CHECKING:
     from segdeploy.workflows.run import PlannedArtifact
@@ -85,24 +86,11 @@ def run(
 
 
 def _write(result: RunResult, junit: Path | None, summary: Path | None) -> bool:
-    """Write what a CI reads; what cannot be written is said, and hides no answer."""
-    from segdeploy.core.errors import ArtifactError
-    from segdeploy.workflows.junit import run_cases, write_junit
-    from segdeploy.workflows.summary import render_run, write_summary
+    """Write what CI systems read; return whether all could be written."""
+    from segdeploy.workflows.junit import run_cases
+    from segdeploy.workflows.summary import render_run
 
-    is_written = True
-    try:
-        if junit is not None:
-            write_junit(junit, run_cases(result))
-    except ArtifactError as error:
-        say(f"error: {error}")
-        is_written = False
-    try:
-        write_summary(render_run(result), summary)
-    except ArtifactError as error:
-        say(f"error: {error}")
-        is_written = False
-    return is_written
+    return write_ci_files(run_cases(result), render_run(result), junit, summary)
 
 
 def _render_plan(planned: list[PlannedArtifact]) -> None:
