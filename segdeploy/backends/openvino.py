@@ -213,8 +213,7 @@ def has_open_batch_only(spec: TensorSpec) -> bool:
 def compile_shaped(model: Any, batch_size: int | None, settings: dict[str, Any]) -> Any:
     """Return a model compiled for the CPU and one batch size; None leaves it as it is.
 
-    With every shape known the plugin plans memory and chooses kernels once, not in every call
-    (`benchmarks/image_to_labels.py`: one twelfth of LRASPP's time in int8).
+    With every shape known the plugin plans memory and chooses kernels once, not in every call.
     """
     openvino = import_package("openvino", "openvino")
     if batch_size is not None:
