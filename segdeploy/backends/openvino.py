@@ -19,6 +19,7 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Callable
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -159,7 +160,7 @@ class OpenVinoBackend(Backend):
         if request.graph is None:
             raise BuildError("OpenVINO is built from a graph, and none was given.")
         try:
-            model = openvino.Core().read_model(_readable(request.graph, request.precision))
+            model = runtime_core().read_model(_readable(request.graph, request.precision))
         except RuntimeError as error:
             raise BuildError(
                 f"OpenVINO cannot read the graph of {request.checkpoint.manifest.model}.",
@@ -181,11 +182,10 @@ class OpenVinoBackend(Backend):
             raise BackendUnavailableError(
                 f"OpenVINO runs on the CPU here, not on '{device}'.", hint="Use --device cpu."
             )
-        openvino = import_package("openvino", "openvino")
         manifest = folder.manifest
         precision = ExportTarget.parse(manifest.target or "").precision
         try:
-            model = openvino.Core().read_model(folder.payload)
+            model = runtime_core().read_model(folder.payload)
         except RuntimeError as error:
             raise _cannot_open(folder, error) from error
         _check_contract(model, manifest.inputs, manifest.outputs, str(folder.payload))
@@ -199,6 +199,16 @@ class OpenVinoBackend(Backend):
             return compiled
 
         return OpenVinoSession(compile_for, manifest.inputs, manifest.outputs)
+
+
+@cache
+def runtime_core() -> Any:
+    """Return the one `openvino.Core` of this process; it lives until the process ends.
+
+    Each core puts a signal stack in place, and frees it with no regard to those of other cores:
+    after a few of them have come and gone, the next Ctrl-C would be a segmentation fault (2026.4).
+    """
+    return import_package("openvino", "openvino").Core()
 
 
 def _cannot_open(folder: ModelFolder, error: RuntimeError) -> ArtifactError:
@@ -220,7 +230,7 @@ def compile_shaped(model: Any, batch_size: int | None, settings: dict[str, Any])
         model = model.clone()
         (port,) = model.inputs
         model.reshape({port: openvino.PartialShape([batch_size, *list(port.partial_shape)[1:]])})
-    return openvino.Core().compile_model(model, "CPU", settings)
+    return runtime_core().compile_model(model, "CPU", settings)
 
 
 def compile_settings(precision: Precision) -> dict[str, Any]:

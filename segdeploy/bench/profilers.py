@@ -80,6 +80,7 @@ def _openvino(folder: ModelFolder, batch: Array, seconds: float) -> Profile:
         compile_settings,
         compile_shaped,
         has_open_batch_only,
+        runtime_core,
     )
     from segdeploy.core.target import ExportTarget
     from segdeploy.frameworks.packages import import_package
@@ -89,7 +90,7 @@ def _openvino(folder: ModelFolder, batch: Array, seconds: float) -> Profile:
     settings = {**compile_settings(precision), "PERF_COUNT": True}
     spec = folder.manifest.inputs[0]
     batch_size = len(batch) if has_open_batch_only(spec) else None
-    model = openvino.Core().read_model(folder.payload)
+    model = runtime_core().read_model(folder.payload)
     request = compile_shaped(model, batch_size, settings).create_infer_request()
     request.set_tensor(spec.name, openvino.Tensor(batch))
     times: dict[tuple[str, str], list[float]] = defaultdict(list)

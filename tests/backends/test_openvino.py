@@ -21,6 +21,7 @@ from segdeploy.backends.openvino import (
     check_executed,
     compile_settings,
     executed_types,
+    runtime_core,
 )
 from segdeploy.core.contract import InputKind, IoContract, OutputKind
 from segdeploy.core.errors import (
@@ -42,7 +43,7 @@ SmallNet = Callable[[Path, int], Checkpoint]
 SIZES = [(1, 96, 128), (2, 33, 65), (3, 47, 131)]
 # Root mean square difference as a share of the logits' spread; int8 of untrained weights is rough.
 CLOSE = {"fp32": 1e-5, "bf16": 0.03, "int8": 0.15}
-CPU = openvino.Core()
+CPU = runtime_core()
 needs_bf16 = pytest.mark.skipif(
     "BF16" not in CPU.get_property("CPU", "OPTIMIZATION_CAPABILITIES"),
     reason="needs a CPU with bf16",
@@ -129,6 +130,34 @@ def test_of_one_size_it_is_compiled_for_each_batch_size(
     session.close()
     with pytest.raises(ArtifactError, match="closed"):
         bound()
+
+
+def test_ctrl_c_is_heard_after_many_models_were_compiled(
+    checkpoint: Checkpoint, tmp_path: Path
+) -> None:
+    """Of a core for each model, the signal stacks are freed while one of them is in use."""
+    outcomes = export(checkpoint.path, ["openvino-fp32"], tmp_path, size=(33, 65))
+    (made,) = (outcome for outcome in outcomes if outcome.requested)
+    code = f"""
+import os, signal
+from pathlib import Path
+import numpy as np
+from segdeploy.backends import open_session
+from segdeploy.core.folder import load_artifact
+session = open_session(load_artifact(Path({str(made.path)!r})))
+for num_images in range(1, 13):
+    session.run(np.zeros((num_images, 3, 33, 65), np.float32))
+session.close()
+try:
+    os.kill(os.getpid(), signal.SIGINT)
+    print("unheard")
+except KeyboardInterrupt:
+    print("heard")
+"""
+    ended = subprocess.run(
+        [sys.executable, "-c", code], capture_output=True, text=True, check=False
+    )  # fmt: skip
+    assert (ended.returncode, ended.stdout.strip()) == (0, "heard"), ended.stderr
 
 
 def test_int8_gives_what_its_q_dq_graph_says(
