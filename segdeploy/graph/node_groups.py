@@ -112,24 +112,31 @@ class NodeGroups:
         return self.is_relu(node) or node.op_type in {"HardSwish", *ACTIVATIONS}
 
     def _stem_convolutions(self) -> set[str]:
-        """Names of convolutions that read maps of the first one's resolution.
+        """Names of convolutions that read maps of the first one's resolution, or narrow the next.
 
-        None in a net whose first convolution is not followed by a depthwise one: there they are
-        full convolutions, and much of all work.
+        The next are what strided depthwise ones make of them: as wide and as uneven from channel to
+        channel, until a pointwise one narrows them. None in a net whose first convolution is not
+        followed by a depthwise one: there they are full convolutions, and much of all work.
         """
         found: set[str] = set()
         level: set[str] = set()
+        below: set[str] = set()
         for node in self.graph.node:
             maps = [name for name in self.maps(node) if name not in self.pooled]
+            is_convolution = node.op_type == "Conv"
+            passes_on = node.op_type in {"Add", "Mul"} or self._is_pointwise_activation(node)
             if self._is_first(node):
                 level.update(node.output)
             elif maps and level.issuperset(maps):
-                is_convolution = node.op_type == "Conv"
                 found.update([node.name] if is_convolution else [])
                 keeps = is_convolution and set(attribute(node, "strides", [1])) == {1}
-                joins = node.op_type in {"Add", "Mul"}
-                if keeps or joins or self._is_pointwise_activation(node):
+                if keeps or passes_on:
                     level.update(node.output)
+                elif is_convolution and attribute(node, "group", 1) > 1:
+                    below.update(node.output)
+            elif maps and below.issuperset(maps):
+                found.update([node.name] if is_convolution else [])
+                below.update(node.output if passes_on else [])
         is_narrow = any(
             node.op_type == "Conv"
             and attribute(node, "group", 1) > 1

@@ -146,6 +146,32 @@ def test_the_graph_has_every_group_and_each_is_found_by_structure(model: onnx.Mo
     assert {name: groups[f"n_{name}"] for name in wanted} == wanted
 
 
+@pytest.mark.parametrize("has_gate", [False, True])
+def test_what_narrows_the_maps_below_the_first_level_belongs_to_the_stem(has_gate: bool) -> None:
+    b = _Builder()
+    b.store("spatial", [2, 3], np.int64)
+    x = b.conv("tensor", "first", (8, 3, 3, 3), pads=[1] * 4, strides=[2, 2])
+    x = b.conv(x, "deep", (8, 1, 3, 3), pads=[1] * 4, group=8)
+    x = b.conv(x, "expand", (16, 8, 1, 1))
+    x = b.conv(x, "stride", (16, 1, 3, 3), pads=[1] * 4, strides=[2, 2], group=16)
+    x = b.add("HardSwish", [x], "stride_act")
+    if has_gate:
+        vector = b.conv(b.add("ReduceMean", [x, "spatial"], "mean"), "fc", (16, 16, 1, 1))
+        x = b.add("Mul", [vector, x], "gated")
+    x = b.conv(x, "narrow", (8, 16, 1, 1))
+    x = b.conv(x, "next", (16, 8, 1, 1))
+    x = b.conv(x, "late", (16, 1, 3, 3), pads=[1] * 4, strides=[2, 2], group=16)
+    x = b.conv(x, "later", (8, 16, 1, 1))
+    b.conv(x, "logits", (5, 8, 1, 1))
+    value = helper.make_tensor_value_info
+    inputs = [value("tensor", TensorProto.FLOAT, ["N", 3, 32, 48])]
+    outputs = [value("logits", TensorProto.FLOAT, ["N", 5, None, None])]
+    groups = NodeGroups(helper.make_graph(b.nodes, "g", inputs, outputs, b.stored)).by_node
+    stem = {name for name, group in groups.items() if group == "stem"}
+    assert stem == {"n_expand", "n_stride", "n_narrow"}
+    assert groups["n_later"] == groups["n_next"] == "pointwise"
+
+
 def test_groups_do_not_depend_on_names_or_weights(model: onnx.ModelProto) -> None:
     other = onnx.ModelProto()
     other.CopyFrom(model)
