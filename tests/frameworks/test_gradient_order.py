@@ -13,6 +13,7 @@ import sys
 import torch
 import torch.distributed as dist
 from torch import nn
+from segdeploy.core.ending import end_at_once, end_process
 from segdeploy.frameworks.distributed import Group, average_in_order
 
 rank, store = int(sys.argv[1]), sys.argv[2]
@@ -46,6 +47,8 @@ net.load_state_dict(whole[0])
 cut = list(steps(net, 1))
 assert all(torch.equal(cut[0][name], value) for name, value in whole[1].items())
 dist.destroy_process_group()
+end_at_once()  # Threads of the group may outlive it.
+end_process(0)
 """
 
 

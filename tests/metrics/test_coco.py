@@ -134,6 +134,7 @@ _RANK = """
 import pickle, sys
 from pathlib import Path
 import torch.distributed as dist
+from segdeploy.core.ending import end_process
 from segdeploy.frameworks.distributed import process_group
 from segdeploy.metrics.coco import CocoEvaluator, encode_instances
 
@@ -153,6 +154,7 @@ with process_group("cpu") as group:
         evaluator.update({image_id: predictions[image_id]})
     evaluator.synchronize(gather)
     out.with_suffix(f".{group.rank}").write_bytes(pickle.dumps(evaluator.summarize()))
+end_process(0)  # Threads of the group may outlive it.
 """
 
 

@@ -110,6 +110,7 @@ def test_the_loop_takes_what_has_no_length_and_may_be_silent(
 
 _RANK = """
 import sys
+from segdeploy.core.ending import end_process
 from segdeploy.frameworks.distributed import process_group
 from segdeploy.train import MetricLogger
 
@@ -127,6 +128,7 @@ with process_group("cpu", 60) as group:
     meters.loss.synchronize(group)
     meters.loss.synchronize(group)
     print(*first, meters.loss.global_avg, meters.loss.count)
+end_process(0)  # Threads of the group may outlive it.
 """
 
 

@@ -14,6 +14,7 @@ import torch
 import torch.distributed as dist
 from torch import Tensor, nn
 
+from segdeploy.core.ending import end_at_once, end_process
 from segdeploy.core.errors import ConfigError
 from segdeploy.frameworks.sync_batch_norm import SyncBatchNorm, synchronize_batch_norm
 
@@ -75,6 +76,7 @@ def _rank(rank: int, port: int, folder: str) -> None:
     found["frozen"] = frozen.eval()(values[0, mine]).detach()  # Ranks need not meet.
     torch.save(found, f"{folder}/{rank}.pt")
     dist.destroy_process_group()
+    end_at_once()  # Threads of the group may outlive it.
 
 
 @pytest.fixture(scope="module")
@@ -141,3 +143,4 @@ def test_norms_that_do_more_are_refused() -> None:
 
 if __name__ == "__main__":
     _rank(int(sys.argv[1]), int(sys.argv[2]), sys.argv[3])
+    end_process(0)
