@@ -195,7 +195,8 @@ def targets() -> str:
         "| model | target | build, s | MiB | flips | hard flips | / eager | mIoU | points |",
         "|---" * 9 + "|",
     ]
-    lines += [_target_row(row, base[row["model"]]) for row in found["rows"]]
+    reasons: dict[str, int] = {}  # Why something did not run -> the number of its note.
+    lines += [_target_row(row, base[row["model"]], reasons) for row in found["rows"]]
     height, width = found["size"]
     cpus = sorted({e["cpu"] or "a CPU" for e in found["bench_environment"].values()})
     on = f", on {', '.join(cpus)}" if cpus else ""
@@ -203,13 +204,13 @@ def targets() -> str:
         f"\n{height}x{width}, batch 1, {found['threads']} threads{on}. "
         "`/ eager`: latency against eager PyTorch, one interleaved run per model. Points: mIoU on "
         "CamVid's validation split against onnx-fp32 of the same size, for trained weights. `-`: "
-        "not measured; models of which there are no rows have not been run yet. Made by "
-        "`benchmarks/target_matrix.py`."
+        "not measured. Made by `benchmarks/target_matrix.py`."
     )
+    lines += [f"\n{number}. {reason}" for reason, number in reasons.items()]
     return "\n".join(lines)
 
 
-def _target_row(row: dict[str, Any], base: float | None) -> str:
+def _target_row(row: dict[str, Any], base: float | None, reasons: dict[str, int]) -> str:
     if row.get("error"):
         return (
             f"| {row['model']} | {row['target']} | {row['error']} {row.get('hint') or ''} |"
@@ -227,7 +228,7 @@ def _target_row(row: dict[str, Any], base: float | None) -> str:
         flips += f" (failed: {', '.join(row['failures'][:3])})"
     latency = show("latency_ratio", ".2f")
     if latency == "-" and row.get("run_error"):
-        latency = row["run_error"]
+        latency = f"note {reasons.setdefault(row['run_error'], len(reasons) + 1)}"
     return (
         f"| {row['model']} | {row['target']} | {show('build_seconds', '.0f')} "
         f"| {show('size_mib', '.1f')} | {flips} | {show('hard_flip_rate', '.1e')} | {latency} "
