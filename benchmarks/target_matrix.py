@@ -180,8 +180,7 @@ def score(place: Place, table: Table, models: Sequence[str]) -> None:
 def measure(place: Place, table: Table, models: Sequence[str]) -> None:
     """Bench eager PyTorch and all artifacts of a model in one interleaved run."""
     for model in track(models, "bench"):
-        found = dict(artifacts(place, model))
-        runnable = {t: a for t, a in found.items() if not _cannot_open(a)}
+        runnable = find_runnable(place, table, model)
         folders = [place.checkpoint(model), *(a.path for a in runnable.values())]
         plan = BenchPlan(size=SIZE, threads=THREADS, seconds=4.0)
         outcome = measure_interleaved(folders, plan, save=False)
@@ -205,6 +204,16 @@ def measure(place: Place, table: Table, models: Sequence[str]) -> None:
             k: v for k, v in eager.environment.items() if k not in hidden
         }
         table.save()
+
+
+def find_runnable(place: Place, table: Table, model: str) -> dict[str, Artifact]:
+    """Return the artifacts that open here; the table says why others do not."""
+    found = dict(artifacts(place, model))
+    for target, artifact in tuple(found.items()):
+        if why := _cannot_open(artifact):
+            table.set(model, target, run_error=_one_line(why))
+            del found[target]
+    return found
 
 
 def _cannot_open(artifact: Artifact) -> str:
