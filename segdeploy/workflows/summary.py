@@ -66,12 +66,15 @@ def check_apart(outputs: Iterable[Path | None], inputs: Iterable[Path]) -> None:
 def write_summary(text: str, file: Path | None) -> None:
     """Write the summary to a file, if one is given, and add it to GitHub's, if there is one.
 
+    Where they are the same file, it is added once, and what stands there stays.
+
     Raises:
         ArtifactError: If one cannot be written.
     """
-    if file is not None:
+    place = os.environ.get(STEP_SUMMARY)
+    if file is not None and not (place and file.resolve() == Path(place).resolve()):
         write_bytes(file, text.encode(errors="replace"))
-    if place := os.environ.get(STEP_SUMMARY):
+    if place:
         with write_errors(Path(place)), Path(place).open("ab", buffering=0) as stream:
             append_whole(stream, b"\n" + text.encode(errors="replace"))
 

@@ -206,6 +206,9 @@ def test_githubs_own_file_is_added_to(tmp_path: Path, monkeypatch: pytest.Monkey
     write_summary("## two\n", None)
     assert step.read_text() == "another step\n\n## one\n\n## two\n"
     assert (tmp_path / "own.md").read_text() == "## one\n"
+    monkeypatch.chdir(tmp_path)
+    write_summary("## both\n", Path("step.md"))  # The same file: nothing twice, nothing lost.
+    assert step.read_text() == "another step\n\n## one\n\n## two\n\n## both\n"
     monkeypatch.delenv("GITHUB_STEP_SUMMARY")
     write_summary("## three\n", None)
     assert "three" not in step.read_text()
