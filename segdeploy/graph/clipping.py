@@ -7,8 +7,9 @@ neither on the order of the images nor on how they are grouped.
 
 `mse` minimises the squared error of symmetric 8-bit rounding. `entropy` is the calibrator that
 TensorRT describes (S. Migacz, "8-bit inference with TensorRT", GTC 2017): the clip whose quantised
-distribution has the least divergence from the clipped one. Exact zeros have no error at any step
-and are left out of both; after a Relu they would be most of the mass.
+distribution has the least divergence from the clipped one; of two sides of zero the wider counts,
+since values below a floor all lie in one bin. Exact zeros have no error at any step and are left
+out of both; after a Relu they would be most of the mass.
 
 The same histogram gives the two ends of an asymmetric grid (`byte_range`): by `mse` for themselves,
 by the other methods as far as the symmetric clip reaches into the values that were seen.
@@ -145,7 +146,8 @@ def choose_clip(
         index = int(np.searchsorted(np.cumsum(weight), wanted))
         clip = float(bounds[used[min(index, used.size - 1)] + 1])
     elif method is ClipMethod.ENTROPY:
-        clip = _least_divergence(bounds, counts, found.abs_max)
+        sides = zip(found.signed, found.peaks, strict=True)
+        clip = max(_least_divergence(bounds, side, peak) for side, peak in sides if peak > 0)
     else:
         clip = _least_squared_error(centre, weight, found.abs_max)
     clip = min(clip, found.abs_max)
@@ -244,10 +246,8 @@ def _divergence(linear: NDArray[np.float64], size: int) -> float:
     filled = np.bincount(level, weights=kept > 0, minlength=LEVELS + 1)
     spread = np.divide(mass, filled, out=np.zeros_like(mass), where=filled > 0)
     candidate = np.where(kept > 0, spread[level], 0.0)
-    both = (reference > 0) & (candidate > 0)
-    if not both.any():
-        return float("inf")
-    # What is clipped into an empty last bin is mass that Q cannot express.
-    lost = reference[(reference > 0) & (candidate == 0)].sum() / reference.sum()
+    if ((reference > 0) & (candidate == 0)).any():
+        return float("inf")  # What is clipped into an empty last bin is mass that Q cannot express.
+    both = reference > 0
     p, q = reference[both] / reference.sum(), candidate[both] / candidate.sum()
-    return float((p * np.log(p / q)).sum()) + float(lost)
+    return float((p * np.log(p / q)).sum())
