@@ -134,7 +134,9 @@ def test_entropy_matches_a_slow_search(values: Values) -> None:
             inside = [i for i in range(size) if i * 128 // size == level and linear[i] > 0]
             for i in inside:
                 candidate[i] = sum(linear[j] for j in inside) / len(inside)
-        return float(special.rel_entr(reference / reference.sum(), candidate / sum(candidate)).sum())
+        return float(
+            special.rel_entr(reference / reference.sum(), candidate / sum(candidate)).sum()
+        )
 
     chosen = round(found.clip / float(values.max()) * NUM_ENTROPY_BINS)
     best = min(divergence(size) for size in range(128, NUM_ENTROPY_BINS + 1, 32))
