@@ -148,6 +148,12 @@ class AotiBackend(Backend):
         """
         torch = require_torch()
         require_compiler()
+        if any(letter.isspace() for letter in tempfile.gettempdir()):
+            raise BuildError(
+                "AOTInductor calls the compiler without quotes, and the folder for temporary files "
+                f"has a space in its name: '{tempfile.gettempdir()}'.",
+                hint="Set TMPDIR to a folder without one.",
+            )
         module = _contract_module(request)
         model = request.checkpoint.manifest.model
         with captured_log() as log, torch.no_grad():

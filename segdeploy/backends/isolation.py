@@ -278,7 +278,9 @@ class IsolatedSession:
             self.close()
             raise _failed(self._folder, error) from error
         except (ValueError, OSError) as error:
-            raise ArtifactError("The session is closed.") from error
+            raise ArtifactError(
+                "The session is closed.", hint="A call that is interrupted closes it: open it again."
+            ) from error
 
 
 def _failed(folder: ModelFolder, error: ChildFailedError) -> ArtifactError:

@@ -280,13 +280,17 @@ def open_predictor(
     folder = load_folder(path)
     manifest = folder.manifest
     session = open_session(folder, device)
-    return Predictor(
-        session,
-        manifest.preprocess,
-        manifest.task,
-        manifest.io,
-        manifest,
-        tta=tta,
-        window=window,
-        threshold=threshold,
-    )
+    try:
+        return Predictor(
+            session,
+            manifest.preprocess,
+            manifest.task,
+            manifest.io,
+            manifest,
+            tta=tta,
+            window=window,
+            threshold=threshold,
+        )
+    except BaseException:
+        session.close()  # It may be a process.
+        raise

@@ -95,6 +95,9 @@ class Child:
     ) -> tuple[dict[str, Any], list[Array]]:
         """Return the answer to one request, with its arrays.
 
+        Whatever else ends the wait, say Ctrl-C, ends the child: its answer would be taken for that
+        of the next request.
+
         Raises:
             ChildFailedError: If the child ended, gave no answer within `limit_s` seconds, took too
                 much memory, or answered nonsense.
@@ -108,6 +111,11 @@ class Child:
             found = [self._read_array(each, end, limit_s) for each in shapes]
         except (BrokenPipeError, ValueError, KeyError, TypeError, AttributeError) as error:
             raise ChildFailedError(self._how_it_ended(), self.log_tail()) from error
+        except ChildFailedError:
+            raise
+        except BaseException:
+            self.stop()
+            raise
         if "error" in header:
             raise rebuild_error(header["error"])
         return header, found
@@ -150,10 +158,13 @@ class Child:
 
     def _wait(self, to_read: list[int], to_write: list[int], end: float, limit_s: float) -> None:
         """Return when a pipe is ready; end the child where a limit is hit."""
+        poll = select.poll()  # `select` refuses the files of a process that has a thousand open.
+        for pipes, event in ((to_read, select.POLLIN), (to_write, select.POLLOUT)):
+            for pipe in pipes:
+                poll.register(pipe, event)
         while True:
             left = end - monotonic()
-            ready = select.select(to_read, to_write, [], max(0.0, min(left, _LOOK_S)))
-            if any(ready):
+            if poll.poll(1000 * max(0.0, min(left, _LOOK_S))):
                 return
             if left <= 0:
                 self._kill()

@@ -16,6 +16,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from segdeploy.core.errors import DataError
+from segdeploy.core.folder import check_companion, load_folder
 from segdeploy.core.results import read_result
 from segdeploy.data.sample import Dataset, Sample
 
@@ -30,7 +31,12 @@ def pixel_digest(image: NDArray[np.uint8]) -> str:
 
 
 def read_calibrated(artifact: Path) -> dict[str, str]:
-    """Return {pixel digest: name} of the images that calibrated an artifact; others have none."""
+    """Return {pixel digest: name} of the images that calibrated an artifact; others have none.
+
+    Raises:
+        ArtifactError: If the list that was written with the artifact is missing or another one.
+    """
+    check_companion(load_folder(artifact, check_files=False), CALIBRATION)
     images = (read_result(artifact / CALIBRATION) or {}).get("images")
     return names_by_digest(images if isinstance(images, list) else [])
 

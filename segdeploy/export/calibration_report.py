@@ -42,20 +42,25 @@ class TensorRow:
 class CalibrationReport:
     """`close` is by number of images the share of tensors whose scale is close to the final one.
 
-    `enough` is None where the scales were still moving at the last step.
+    `enough` is None where the scales were still moving at the last step; `num_left` is how many
+    images the data set has beyond these.
     """
 
     rows: list[TensorRow]
     close: dict[int, float]
     enough: int | None
+    num_left: int = 0
 
     @property
     def sentence(self) -> str:
         """Say how many images are enough."""
         if self.enough is None:
+            used = max(self.close)
+            more = used + min(used, self.num_left)
+            cure = f"Add images: --calibration-images {more}" if more > used else "There are no more"
             return (
-                f"{max(self.close)} images are not enough: scales still change by more than "
-                f"{CLOSE:.0%}. Add images: --calibration-images {2 * max(self.close)}."
+                f"{used} images are not enough: scales still change by more than {CLOSE:.0%}. "
+                f"{cure}."
             )
         return (
             f"{self.enough} images are enough: from there on {NEARLY_ALL:.0%} of the scales stay "
@@ -108,7 +113,9 @@ def report_calibration(
         _row(name, counted[name], choose_clip(counted[name], options.method, options.percentile))
         for name in ranges
     ]
-    report = CalibrationReport(rows, *find_enough([scales[step] for step in steps], steps))
+    close, enough = find_enough([scales[step] for step in steps], steps)
+    num_left = len(calibration.dataset) - len(calibration.indices)
+    report = CalibrationReport(rows, close, enough, num_left)
     with run_lock(artifact.path.parent):
         write_json(artifact.path / NUMBERS, {**asdict(report), "sentence": report.sentence})
         write_bytes(artifact.path / REPORT, render_report(report, artifact.path.name).encode())

@@ -143,7 +143,7 @@ def choose_clip(
         clip = found.abs_max
     elif method is ClipMethod.PERCENTILE:
         wanted = percentile / 100 * found.total - found.num_zeros
-        index = int(np.searchsorted(np.cumsum(weight), wanted))
+        index = int(np.searchsorted(np.cumsum(weight), wanted)) if wanted > 0 else used.size - 1
         clip = float(bounds[used[min(index, used.size - 1)] + 1])
     elif method is ClipMethod.ENTROPY:
         sides = zip(found.signed, found.peaks, strict=True)

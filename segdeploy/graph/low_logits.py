@@ -10,6 +10,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import NoReturn
 
+import numpy as np
 import onnx
 from onnx import TensorProto, helper
 
@@ -66,6 +67,8 @@ def find_last_resize(model: onnx.ModelProto) -> LastResize:
         _refuse("the last Resize keeps the ratio of the sides")
     if not _resizes_height_and_width(model, node):
         _refuse("the last Resize changes more than height and width")
+    if not _RULES[rule] and not _goes_by_sizes(model, node):
+        _refuse("the scales of the last Resize are not the ratio of its sizes")
     return LastResize(node.input[0], _RULES[rule])
 
 
@@ -141,6 +144,27 @@ def _resizes_height_and_width(model: onnx.ModelProto, node: onnx.NodeProto) -> b
         return False
     channels = {int(_dims(value)[1].dim_value) for value in (before, after)}
     return len(channels) == 1 and channels != {0}
+
+
+def _goes_by_sizes(model: onnx.ModelProto, node: onnx.NodeProto) -> bool:
+    """Return whether pixels are placed by the ratio of the sizes, as the label kernel does.
+
+    A Resize by scales places them by these: 4.7 times 10 is 47, but 4.7 times 11 is 51. Whole
+    numbers are the ratio of any sizes, others of those known sizes that they are computed from.
+    """
+    if len(node.input) > 3 and node.input[3]:
+        return True
+    scales = initializers(model.graph).get(node.input[2])
+    if scales is None:
+        return False
+    sides = [float(scale) for scale in to_array(scales).astype(np.float32)[-2:]]
+    if all(side.is_integer() for side in sides):
+        return True
+    known = low_size(model, LastResize(node.input[0], align_corners=False))
+    return known is not None and all(
+        np.float32(np.floor(low * side) / low) == np.float32(side)
+        for low, side in zip(known, sides, strict=True)
+    )
 
 
 def _refuse(why: str) -> NoReturn:

@@ -72,6 +72,8 @@ def plan_cases(folder: ModelFolder, data: str | None, num_images: int) -> list[C
     if static is None:
         for n, h, w in dict.fromkeys(_fit(odd, manifest.bounds) for odd in ODD_SIZES):
             cases.append(_cut_out(images, batch or n, (h, w), manifest.preprocess))
+    elif batch is None and (manifest.bounds is None or manifest.bounds.max_batch > 1):
+        cases.append(_cut_out(images, 2, static, manifest.preprocess))
     return cases
 
 

@@ -88,7 +88,10 @@ def verify_run(run: Path) -> RunCheck:
     return RunCheck(str(run), [_check(place) for place in places])
 
 
-_RESULTS = ("parity.json", "eval.json", "bench.json", "images.csv", "samples")
+_RESULTS = (
+    "parity.json", "eval.json", "bench.json", "images.csv", "samples", "sustained.svg",
+    "profile.json", "profile.svg", "calibration.html", "calibration_report.json",
+)  # fmt: skip
 """What stages write beside a payload; no part of a folder's identity."""
 
 
@@ -215,6 +218,9 @@ def _check_results(folder: ModelFolder) -> list[str]:
     judged = str(found.get("parity.json", {}).get("reference", "")).partition("@")[2]
     if judged and link is not None and not link.digest.startswith(judged):
         problems.append("parity.json was judged against another reference")
+    verdict = found.get("parity.json", {}).get("passed", folder.manifest.passed)
+    if verdict != folder.manifest.passed:
+        problems.append("parity.json has another verdict than its manifest")
     return problems
 
 

@@ -230,7 +230,8 @@ class _Maker:
         if target.precision is Precision.INT8:
             policy = load_policy(self.options.get("int8_policy", DEFAULT), target.backend)
             options = self.options.get("int8_options") or Int8Options()
-            int8 = (policy.digest, options.to_dict())
+            images = [self.options.get(k) for k in ("calibration", "num_calibration_images")]
+            int8 = (policy.digest, options.to_dict(), images)
         form = (str(target), self.input_kind, self.options["size"], self.options["max_batch"])
         return stage_key(
             "output", self.source.manifest.digest, form, int8, measuring.threads, machine_key()

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import resource
 import signal
 import subprocess
 import sys
@@ -124,6 +125,41 @@ def test_an_endless_loop_is_stopped_with_all_that_it_started(child: Child) -> No
     while _lives(started) and time.monotonic() < end:
         time.sleep(0.05)
     assert not _lives(started)
+
+
+class _Interrupt(BaseException):
+    pass
+
+
+def _interrupt(*_: object) -> None:
+    raise _Interrupt
+
+
+def test_an_interrupted_question_is_not_answered_by_the_next_one(child: Child) -> None:
+    previous = signal.signal(signal.SIGALRM, _interrupt)
+    try:
+        signal.setitimer(signal.ITIMER_REAL, 0.5)
+        with pytest.raises(_Interrupt):
+            child.ask({"do": "sleep"}, limit_s=60)
+    finally:
+        signal.setitimer(signal.ITIMER_REAL, 0)
+        signal.signal(signal.SIGALRM, previous)
+    with pytest.raises(ValueError, match="closed"):
+        child.ask({"do": "double", "word": "ab"}, limit_s=60)
+
+
+def test_it_answers_a_process_that_has_a_thousand_files_open() -> None:
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    resource.setrlimit(resource.RLIMIT_NOFILE, (min(4096, hard), hard))
+    opened = [os.open(os.devnull, os.O_RDONLY) for _ in range(1100)]
+    try:
+        with Child("segdeploy.backends.worker") as child:
+            with pytest.raises(ChildFailedError, match="exit code"):
+                child.ask({"do": "no such thing"}, limit_s=60)
+    finally:
+        for handle in opened:
+            os.close(handle)
+        resource.setrlimit(resource.RLIMIT_NOFILE, (soft, hard))
 
 
 def test_a_request_that_is_not_read_has_a_limit_too(child: Child) -> None:

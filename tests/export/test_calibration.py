@@ -17,7 +17,7 @@ from numpy.typing import NDArray
 from PIL import Image
 
 from segdeploy.cli import commands  # noqa: F401  registers every command
-from segdeploy.core.errors import ConfigError, DataError
+from segdeploy.core.errors import ArtifactError, ConfigError, DataError
 from segdeploy.core.folder import Checkpoint, load_artifact
 from segdeploy.core.target import ClipMethod
 from segdeploy.evaluate import evaluate
@@ -279,6 +279,10 @@ def test_a_val_image_among_the_calibration_images_is_found(
         )  # fmt: skip
     assert not (folder / "eval.json").exists()
     assert evaluate(folder, data=f"folder:{other}", split="train").num_images == 7  # On purpose.
+    (folder / "calibration.json").unlink()  # Then nobody knows; the manifest knows that it was.
+    for judge in (verify, evaluate):
+        with pytest.raises(ArtifactError, match=r"lacks its file calibration\.json"):
+            judge(folder, data=f"folder:{root}")
 
 
 def test_images_that_would_judge_are_refused_before_anything_is_built(

@@ -16,7 +16,12 @@ from segdeploy.core.errors import ConfigError
 from segdeploy.core.folder import Checkpoint, load_artifact
 from segdeploy.export import export
 from segdeploy.export.calibration import open_calibration
-from segdeploy.export.calibration_report import find_enough, halvings, report_calibration
+from segdeploy.export.calibration_report import (
+    CalibrationReport,
+    find_enough,
+    halvings,
+    report_calibration,
+)
 from segdeploy.graph.clipping import Histogram, choose_clip, signal_to_noise
 
 DATA = "synthetic:64x96"
@@ -60,6 +65,14 @@ def test_an_artifact_without_ranges_is_refused(checkpoint: Checkpoint, tmp_path:
     done = export(checkpoint.path, ["onnx-fp32"], tmp_path)
     with pytest.raises(ConfigError, match="no ranges"):
         report_calibration(load_artifact(done[0].path), open_calibration(DATA, 2))
+
+
+@pytest.mark.parametrize(
+    ("num_left", "cure"),
+    [(0, "There are no more."), (2, "--calibration-images 7."), (90, "--calibration-images 10.")],
+)
+def test_no_more_images_are_advised_than_there_are(num_left: int, cure: str) -> None:
+    assert CalibrationReport([], {5: 1.0}, None, num_left).sentence.endswith(cure)
 
 
 def test_enough_is_where_scales_have_settled() -> None:

@@ -259,6 +259,7 @@ def test_an_int8_choice_depends_on_policy_and_options(
     changes: list[dict[str, Any]] = [
         {"int8_policy": "all"}, {"int8_options": Int8Options(equalize=True)},
         {"size": (96, 96)}, {"max_batch": 2}, {"target": "onnx-fp32"},
+        {"calibration": "synthetic:64x64"}, {"num_calibration_images": 7},
     ]  # fmt: skip
     assert len({key(), *(key(**change) for change in changes)}) == 1 + len(changes)
     assert key("onnx-fp32", int8_policy="all") == key("onnx-fp32")

@@ -115,6 +115,13 @@ def test_a_percentile_is_that_of_all_values(values: Values, percentile: float) -
     assert found.clip == pytest.approx(slow, rel=2e-3, abs=1e-15)
 
 
+def test_a_percentile_of_zero_is_no_clip() -> None:
+    """Of one value in a thousand the percentile is a zero: the largest serves, not the least."""
+    sparse = np.zeros(100_000, np.float32)
+    sparse[:9] = np.linspace(0.001, 8, 9)
+    assert choose_clip(_count(sparse), ClipMethod.PERCENTILE, 99.9).clip == 8
+
+
 @pytest.mark.parametrize("percentile", [0, -1, 100.01, float("nan")])
 def test_a_percentile_out_of_range_is_refused(percentile: float) -> None:
     with pytest.raises(ConfigError, match="percentile"):

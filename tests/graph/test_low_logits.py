@@ -121,6 +121,19 @@ def test_other_endings_are_refused_by_name(wrong: dict[str, object], why: str) -
         find_last_resize(_tail(**wrong))  # type: ignore[arg-type]
 
 
+@pytest.mark.parametrize("rule", ["half_pixel", "align_corners"])
+def test_scales_that_are_not_the_ratio_of_the_sizes_place_pixels_otherwise(rule: str) -> None:
+    """By scales of 4.05 an 8 x 8 map is 32 x 32, too: but its pixels lie elsewhere."""
+    model = _tail(rule=rule, scales=(1, 1, 4.05, 4.05))
+    if rule == "align_corners":  # It looks at the sizes alone.
+        assert find_last_resize(model).align_corners
+        return
+    with pytest.raises(UnsupportedTargetError, match="ratio of its sizes"):
+        find_last_resize(model)
+    exact = 37 / 8  # No whole number, and the ratio all the same.
+    assert not find_last_resize(_tail(scales=(1, 1, 4, exact))).align_corners
+
+
 def _resized(
     inputs: list[str],
     shape: list[int | str],

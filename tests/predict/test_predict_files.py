@@ -11,6 +11,7 @@ import subprocess
 import sys
 from pathlib import Path
 from typing import Any
+from unittest.mock import MagicMock
 
 import numpy as np
 import onnx
@@ -20,9 +21,10 @@ from onnx import TensorProto, helper, numpy_helper
 from PIL import Image
 
 import segdeploy.cli.predict
+from segdeploy.backends.predictor import open_predictor
 from segdeploy.cli.app import run_app
 from segdeploy.core.contract import InputKind, IoContract, OutputKind, contract_tensors
-from segdeploy.core.errors import ArtifactError, DataError
+from segdeploy.core.errors import ArtifactError, ConfigError, DataError
 from segdeploy.core.folder import save_folder
 from segdeploy.core.manifest import Manifest
 from segdeploy.core.preprocess import PreprocessSpec
@@ -197,6 +199,24 @@ def test_a_binary_model_says_yes_above_the_threshold(tmp_path: Path) -> None:
             tmp_path / "onnx-fp32", [tmp_path / "a.png"], tmp_path / "out", threshold=threshold
         )
         assert np.array_equal(read(found.mask), want)
+
+
+def test_a_session_of_a_refused_predictor_is_closed(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """It may be a process, which would stay."""
+    inputs, outputs = contract_tensors(IoContract(), Task.MULTICLASS, 3, None)
+    manifest = Manifest(
+        kind="artifact", model="none", task=Task.MULTICLASS, classes=tuple("abc"),
+        preprocess=PLAIN, inputs=inputs, outputs=outputs, files={"model.onnx": ""},
+        target="onnx-fp32",
+    )  # fmt: skip
+    save_folder(tmp_path / "onnx-fp32", manifest, lambda f: (f / "model.onnx").touch())
+    session = MagicMock()
+    monkeypatch.setattr("segdeploy.backends.predictor.open_session", lambda *_: session)
+    with pytest.raises(ConfigError):
+        open_predictor(tmp_path / "onnx-fp32", threshold=0.5)
+    session.close.assert_called_once_with()
 
 
 def test_folders_patterns_and_files_are_taken_once_each(tmp_path: Path) -> None:

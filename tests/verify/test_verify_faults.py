@@ -157,10 +157,10 @@ def test_an_image_contract_is_fed_uint8(run: Any) -> None:
     assert not verify(run.export(preprocess=wrong).path)
 
 
-def test_a_static_artifact_runs_at_its_own_size_only(run: Any) -> None:
+def test_a_static_artifact_runs_at_its_own_size_only_and_with_more_than_one_image(run: Any) -> None:
     report = verify(run.export(size=(40, 56)).path)
     assert report, report.failures
-    assert [c["shapes"] for c in report.cases] == [["1x40x56"]]
+    assert [c["shapes"] for c in report.cases] == [["1x40x56"], ["2x40x56"]]
 
 
 def test_a_size_that_the_artifact_cannot_run_fails(

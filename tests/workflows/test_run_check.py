@@ -97,10 +97,21 @@ def test_results_of_another_target_and_damaged_ones_are_problems_of_one_folder(r
     assert "not a result document" in found["checkpoint"]
 
 
+def test_a_verdict_that_contradicts_the_manifest_is_found(run: Path) -> None:
+    passed = load_artifact(run / "onnx-fp32").manifest.passed
+    (run / "onnx-fp32" / "parity.json").write_text(json.dumps({"passed": passed}))
+    assert "onnx-fp32" not in _problems(verify_run(run))
+    (run / "onnx-fp32" / "parity.json").write_text(json.dumps({"passed": not passed}))
+    assert "another verdict" in _problems(verify_run(run))["onnx-fp32"]
+
+
 def test_a_lost_manifest_and_a_strange_file_are_found(run: Path) -> None:
     (run / "onnx-fp32" / "manifest.json").unlink()
     (run / "checkpoint" / "other.so").write_bytes(b"x")
     (run / "checkpoint" / "samples").mkdir()
+    written = ("profile.json", "profile.svg", "sustained.svg")  # By `bench`.
+    for name in (*written, "calibration.html", "calibration_report.json"):
+        (run / "checkpoint" / name).write_text("{}")
     found = _problems(verify_run(run))
     assert "no manifest.json" in found["onnx-fp32"]
     assert found["checkpoint"] == "it holds other.so, which its manifest does not know"
