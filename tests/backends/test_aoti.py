@@ -26,9 +26,11 @@ from segdeploy.backends.aoti import (
     require_compiler,
 )
 from segdeploy.core.contract import InputKind, IoContract, OutputKind
-from segdeploy.core.errors import ArtifactError, BackendUnavailableError, DataError
+from segdeploy.core.errors import ArtifactError, BackendUnavailableError, BuildError, DataError
 from segdeploy.core.folder import Artifact, Checkpoint, load_artifact
 from segdeploy.core.preprocess import PreprocessSpec, normalize_image
+from segdeploy.core.session import BuildRequest
+from segdeploy.core.target import Precision
 from segdeploy.export import export
 
 SmallNet = Callable[[Path, int], Checkpoint]
@@ -62,6 +64,18 @@ def _batch(num: int, height: int, width: int) -> np.ndarray:
 def _distance(found: np.ndarray, exact: np.ndarray) -> float:
     assert (found.dtype, found.shape) == (exact.dtype, exact.shape)
     return float(np.sqrt(np.mean((found - exact) ** 2)) / exact.std())
+
+
+def test_a_folder_that_the_compiler_cannot_work_in_is_refused(
+    checkpoint: Checkpoint, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("tempfile.tempdir", str(tmp_path / "my files"))
+    request = BuildRequest(
+        checkpoint=checkpoint, payload=tmp_path / "model.pt2", precision=Precision.FP32,
+        io=IoContract(),
+    )  # fmt: skip
+    with pytest.raises(BuildError, match="has a space.*my files"):
+        AOTI.build(request)
 
 
 def test_it_agrees_with_eager_at_any_size(checkpoint: Checkpoint, artifact: Artifact) -> None:
