@@ -74,7 +74,7 @@ def test_a_folder_that_the_compiler_cannot_work_in_is_refused(
         checkpoint=checkpoint, payload=tmp_path / "model.pt2", precision=Precision.FP32,
         io=IoContract(),
     )  # fmt: skip
-    with pytest.raises(BuildError, match="has a space.*my files"):
+    with pytest.raises(BuildError, match=r"has a space.*my files"):
         AOTI.build(request)
 
 
