@@ -96,7 +96,7 @@ class _Inspector:
         logits = self._try(source, layout, tail, fed)
         output_layout, is_coarse = self._read_logits(logits, tail, layout, fed)
         axis = 1 if output_layout is Layout.NCHW else 3
-        self._check_values(logits, axis, tail)
+        self._check_values(logits, tail)
         if size is None and self.wanted.size is None and not self.wanted.upsample:
             self._warn_of_odd_sizes(source, layout, tail, output_layout)
         return ForeignGraph(
@@ -268,7 +268,8 @@ class _Inspector:
         """Return the layout of the logits, and whether they must be resized to the image."""
         shape = logits.shape
         sizes = {Layout.NCHW: (shape[2], shape[3]), Layout.NHWC: (shape[1], shape[2])}
-        known = self.wanted.output_layout or {1: Layout.NCHW, 3: Layout.NHWC}.get(tail.axis or 0)
+        decided = self._layout_of_decision(tail)
+        known = self.wanted.output_layout or decided
         if known is None:
             fitting = [k for k in (layout, *Layout) if sizes[k] == fed] or [
                 k for k in (layout, *Layout) if _is_coarser(sizes[k], fed)
@@ -289,17 +290,27 @@ class _Inspector:
             )
         return known, is_coarse
 
-    def _check_values(self, logits: NDArray[np.float32], axis: int, tail: Tail) -> None:
+    def _layout_of_decision(self, tail: Tail) -> Layout | None:
+        """Return where the classes are by the operator that decides between them, if one does."""
+        if tail.axis is None:
+            return None
+        layout = {1: Layout.NCHW, 3: Layout.NHWC}.get(tail.axis)
+        if layout is None:
+            raise ExportError(
+                f"{self.path} ends in {tail.cut[-1]} over axis {tail.axis} of '{tail.tensor}', "
+                "which holds no classes: they are on axis 1 (nchw) or 3 (nhwc).",
+                hint="Mend the axis and export the model again, or give the logits with "
+                "--output-name.",
+            )
+        return layout
+
+    def _check_values(self, logits: NDArray[np.float32], tail: Tail) -> None:
         if not np.isfinite(logits).all():
             raise ExportError(
                 f"{self.path} gives values that are not finite for an ordinary picture.",
                 hint="Its weights are damaged, or --mean, --std and --scale are not its own.",
             )
-        is_share = logits.min() >= 0 and logits.max() <= 1
-        sums = logits.sum(axis=axis)
-        is_softmax = logits.shape[axis] > 1 and bool(np.abs(sums - 1).max() < 1e-3)
-        is_sigmoid = logits.shape[axis] == 1 and logits.max() > 0
-        if is_share and (is_softmax or is_sigmoid) and not self.wanted.is_logits:
+        if logits.min() >= 0 and 0 < logits.max() <= 1 and not self.wanted.is_logits:
             raise ConfigError(
                 f"The output '{tail.tensor}' of {self.path} looks like probabilities (from "
                 f"{logits.min():.3g} to {logits.max():.3g}), and its end shows no activation that "

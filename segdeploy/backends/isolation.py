@@ -279,7 +279,7 @@ class IsolatedSession:
             raise _failed(self._folder, error) from error
         except (ValueError, OSError) as error:
             raise ArtifactError(
-                "The session is closed.", hint="A call that is interrupted closes it: open it again."
+                "The session is closed.", hint="An interrupted call closes it: open it again."
             ) from error
 
 

@@ -154,7 +154,7 @@ class OpenVinoBackend(Backend):
         """Convert the finished graph.
 
         Raises:
-            BuildError: If OpenVINO cannot read the graph.
+            BuildError: If OpenVINO cannot read the graph, or would run int8 in f32.
         """
         openvino = import_package("openvino", "openvino")
         if request.graph is None:
@@ -286,7 +286,14 @@ def _readable(graph: Path, precision: Precision) -> Path | bytes:
     from segdeploy.graph.proto import graph_bytes, load_graph
     from segdeploy.graph.u8_activations import use_u8_activations
 
-    return graph_bytes(use_u8_activations(load_graph(graph)))
+    model = load_graph(graph)
+    if all(node.op_type != "QuantizeLinear" for node in model.graph.node):
+        raise BuildError(
+            "OpenVINO would run this int8 graph in f32: its policy quantises weights alone and "
+            "leaves all activations in float.",
+            hint="Give another --int8-policy, or export openvino-fp32.",
+        )
+    return graph_bytes(use_u8_activations(model))
 
 
 def _name_nodes(model: Any) -> None:

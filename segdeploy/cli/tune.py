@@ -75,10 +75,10 @@ def _render(found: TuneResult) -> None:
         low, high = trial["interval"] or (None, None)
         table.add_row(
             trial["change"],
-            f"{trial['ratio']:.3f}",
+            "-" if trial["ratio"] is None else f"{trial['ratio']:.3f}",
             "-" if low is None else f"{low:.3f}..{high:.3f}",
-            f"{trial['flip_rate']:.2%}",
-            f"[green]{trial['reason']}[/]" if trial["kept"] else trial["reason"],
+            "-" if trial["flip_rate"] is None else f"{trial['flip_rate']:.2%}",
+            f"[green]{trial['reason']}[/]" if trial["kept"] else escape(trial["reason"]),
         )
     console = Console()
     console.print(table)

@@ -57,7 +57,8 @@ class CalibrationReport:
         if self.enough is None:
             used = max(self.close)
             more = used + min(used, self.num_left)
-            cure = f"Add images: --calibration-images {more}" if more > used else "There are no more"
+            advice = f"Add images: --calibration-images {more}"
+            cure = advice if more > used else "There are no more"
             return (
                 f"{used} images are not enough: scales still change by more than {CLOSE:.0%}. "
                 f"{cure}."

@@ -178,6 +178,7 @@ def plan_import(
             "preprocess": preprocess,
         },
     )
+    _check_external_names(original, facts)
     task = _find_task(original, options.task, facts)
     classes = _find_classes(original, options.classes, task, facts.num_channels)
     inputs, outputs = contract_tensors(
@@ -222,6 +223,17 @@ def _existing(folder: Path, *, check_files: bool = False) -> Checkpoint | None:
 def _files(original: Path, facts: ForeignGraph) -> list[tuple[Path, str]]:
     beside = [(original.parent / name, name) for name in facts.external]
     return [(original, ORIGINAL), *beside]
+
+
+def _check_external_names(original: Path, facts: ForeignGraph) -> None:
+    """Refuse weights in a file that has the name of one of our own in RUN/source."""
+    for name in facts.external:
+        if name.casefold() == ORIGINAL or name.casefold().endswith((".json", ".jsonl")):
+            raise ConfigError(
+                f"{original} keeps weights in {name}; files of such names in {SOURCE_FOLDER}/ are "
+                "segdeploy's own.",
+                hint="Save the model as one file: onnx.save(onnx.load(OLD), NEW).",
+            )
 
 
 def _model_name(original: Path) -> str:

@@ -16,7 +16,7 @@ import onnx
 from numpy.typing import NDArray
 
 from segdeploy.core.contract import InputKind, IoContract, OutputKind
-from segdeploy.core.errors import BuildError
+from segdeploy.core.errors import BuildError, UnsupportedTargetError
 from segdeploy.core.files import digest_of
 from segdeploy.core.manifest import Manifest
 from segdeploy.core.preprocess import PreprocessSpec
@@ -58,6 +58,9 @@ def convert_precision(
         find_peaks: Asked where something is cast to fp16; None is that no images were given.
         policy: Which nodes int8 quantises; default: the default policy.
         finish: What is done to the graph with Q/DQ, in float32 (`finish_int8`).
+
+    Raises:
+        UnsupportedTargetError: If int8 would quantise nothing.
     """
     if precision is Precision.FP16:
         return _cast(plain, find_peaks(plain))
@@ -65,6 +68,12 @@ def convert_precision(
         return plain, {}
     policy = policy or shipped_policy(DEFAULT)
     placement = place_qdq(plain, policy)
+    if not placement.weights and not placement.activations:
+        raise UnsupportedTargetError(
+            f"int8 was asked for, and the policy '{policy.name}' leaves every node of this graph "
+            "in float.",
+            hint="Give another --int8-policy (e.g. all), or export the fp16 or fp32 target.",
+        )
     said = {"int8": {**policy.identity, **placement.to_dict()}}
     if rest is Precision.FP16:
         quantized = finish(insert_qdq(plain, placement, find_ranges(), np.float16))

@@ -6,7 +6,7 @@ the graph, of as many tensors at once as fit into GROUP_BYTES for the largest im
 tensors is one pass over the images, through no more of the graph than it needs.
 
 What an activation maps to a constant anyway is not protected: below -3 HardSwish is zero, so a
-tensor that only HardSwish reads counts from -3 on.
+tensor that only HardSwish reads counts from -3 on; of several such readers the lowest floor holds.
 """
 
 from __future__ import annotations
@@ -23,10 +23,16 @@ from segdeploy.core.errors import DataError
 from segdeploy.core.target import ClipMethod
 from segdeploy.frameworks.onnxruntime import require_onnxruntime, session_options
 from segdeploy.graph.clipping import Histogram, TensorRange, choose_clip
-from segdeploy.graph.proto import consumers, copy_model, graph_bytes, producers, replace_nodes
+from segdeploy.graph.proto import (
+    attribute,
+    consumers,
+    copy_model,
+    graph_bytes,
+    producers,
+    replace_nodes,
+)
 
 GROUP_BYTES = 2**29  # What one run may bring out of the graph at once.
-_FLOORS = {"HardSwish": -3.0, "HardSigmoid": -3.0}  # HardSigmoid of torch: alpha 1/6, beta 1/2.
 _ENDS = ("ReduceMin", "ReduceMax")
 _NO_IMAGE = "Calibration needs at least one image."
 
@@ -153,10 +159,20 @@ def _floors(model: onnx.ModelProto, tensors: Sequence[str]) -> dict[str, float]:
     outputs = {value.name for value in model.graph.output}
     floors = {}
     for name in tensors:
-        kinds = {node.op_type for node in readers.get(name, [])}
-        if name not in outputs and len(kinds) == 1 and kinds <= set(_FLOORS):
-            floors[name] = _FLOORS[kinds.pop()]
+        lowest = min(map(_floor, readers.get(name, [])), default=-np.inf)
+        if name not in outputs and lowest > -np.inf:
+            floors[name] = lowest
     return floors
+
+
+def _floor(node: onnx.NodeProto) -> float:
+    """Return the value below which the node's result is the same for all inputs, or -inf."""
+    if node.op_type == "HardSwish":
+        return -3.0
+    slope, offset = attribute(node, "alpha", 0.2), attribute(node, "beta", 0.5)
+    is_rising = node.op_type == "HardSigmoid" and slope > 0
+    # Float32 holds a 1/6 with which it would be -2.9999999.
+    return float(f"{-offset / slope:.6g}") if is_rising else -np.inf
 
 
 def _count_elements(

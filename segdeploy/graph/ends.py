@@ -22,6 +22,12 @@ _LETTERS = ("N", "", "H", "W")
 _RESERVED = {
     "tensor", "logits", "nhwc_tensor", "nchw_logits", "model_logits", "coarse_ends", "fine_ends",
     "fine_sizes", "two_axes", PIXELS,
+    # Of the `image` and `labels` contracts (image_input.py, label_output.py), which come last.
+    "image", "image_float", "image_planes", "image_order", "image_bgr", "image_scale",
+    "image_scaled", "image_mean", "image_centred", "image_std", "image_normalized",
+    "labels", "confidence", "label_index", "output_class_axis", "output_zero", "foreground",
+    "is_foreground", "top_logit", "below_top", "relative_odds", "sum_of_odds", "binary_margin",
+    "foreground_odds",
 }  # fmt: skip
 
 

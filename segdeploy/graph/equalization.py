@@ -11,8 +11,8 @@ gain beyond that, the weights that read them lose. No range becomes wider.
 
 What carries such a factor through unchanged makes a *region*: Relu, pooling, resizing, a sum of two
 tensors of the region, a product with a gate. A region counts only if convolutions alone make it and
-read it. HardSwish, sigmoids, Clip at 6, concatenations and the graph's own ends break it: there the
-result would not be exact.
+read it, all of one number of channels: a sum may spread one channel over many. HardSwish, sigmoids,
+Clip at 6, concatenations and the graph's own ends break it: there the result would not be exact.
 """
 
 from __future__ import annotations
@@ -158,7 +158,17 @@ class _Regions:
                     made.makers.append(node)
                 if read := found.get(self._root(node.input[0])):
                     read.readers.append(node)
-        return [region for region in found.values() if region.makers and region.readers]
+        return [region for region in found.values() if self._is_sound(region)]
+
+    def _is_sound(self, region: Region) -> bool:
+        """Return whether convolutions make and read it, which agree on how many channels it has."""
+        made = {self._channels(n)[int(n.op_type == "ConvTranspose")] for n in region.makers}
+        read = {self._num_inputs(n) for n in region.readers}
+        return len(made | read) == 1 and bool(made and read)
+
+    def _num_inputs(self, node: onnx.NodeProto) -> int:
+        first, second = self._channels(node)
+        return first if node.op_type == "ConvTranspose" else second * attribute(node, "group", 1)
 
     def _visit(self, node: onnx.NodeProto) -> None:
         inputs = [n for n in node.input if n and n not in self.stored]

@@ -167,8 +167,8 @@ class _Fp16Cast:
 
     def _store_half(self, name: str) -> None:
         values = to_array(self.stored[name])
-        largest = float(np.abs(values).max(initial=0))
-        if largest > FP16_MAX:
+        largest = float(np.abs(values[np.isfinite(values)]).max(initial=0))
+        if largest > FP16_MAX:  # An infinite bound of a Clip is infinite in float16, too.
             raise BuildError(
                 f"The weight {name} reaches {largest:.3g}, beyond the fp16 range of {FP16_MAX:g}.",
                 hint="Let its node be an island, or export fp32 instead.",

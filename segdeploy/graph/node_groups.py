@@ -13,9 +13,9 @@ ACTIVATIONS = {"LeakyRelu", "PRelu", "Elu", "Selu", "Celu", "Softplus", "Gelu", 
 MOVES = {"Resize", "Upsample", "Pad"}
 _POOLING = {"ReduceMean", "GlobalAveragePool", "ReduceMax", "GlobalMaxPool"}
 _POINTWISE = {
-    "Relu", "HardSwish", "HardSigmoid", "Sigmoid", "Clip", "Conv", "Mul", "Add", "Div", "Sub",
-    "Gemm", "Flatten", "Reshape", "Squeeze", "Unsqueeze",
+    "Relu", "HardSwish", "HardSigmoid", "Sigmoid", "Clip", "Mul", "Add", "Div", "Sub",
 }  # fmt: skip
+_KEEPS_POOLED = {*_POINTWISE, "Conv", "Gemm", "Flatten", "Reshape", "Squeeze", "Unsqueeze"}
 
 
 class NodeGroups:
@@ -34,21 +34,19 @@ class NodeGroups:
         self.by_node = {n.name: group for n in graph.node if (group := self._group(n)) is not None}
 
     def clipped(self, name: str) -> str:
-        """Return the tensor behind a Relu (or Clip from zero on) that alone reads this one."""
+        """Return the tensor behind a Relu or Clip that alone reads this one."""
         following = self.readers.get(name, [])
         is_alone = len(following) == 1 and name not in self.outputs
-        return following[0].output[0] if is_alone and self.is_relu(following[0]) else name
+        return following[0].output[0] if is_alone and self.is_clip(following[0]) else name
 
-    def is_relu(self, node: onnx.NodeProto) -> bool:
-        """Return whether a node is a Relu, or a Clip that begins at zero (Relu6)."""
-        if node.op_type == "Relu":
-            return True
-        if node.op_type != "Clip":
-            return False
-        low = attribute(node, "min")  # Opset 10 and older.
-        if len(node.input) > 1 and node.input[1] in self.stored:
-            low = float(to_array(self.stored[node.input[1]]))
-        return bool(low == 0)
+    def is_clip(self, node: onnx.NodeProto) -> bool:
+        """Return whether a node is a Relu, or a Clip between constants (Relu6, Hardtanh).
+
+        The ends of the grid behind it are its own. Between two grids it would round twice, and
+        OpenVINO 2026.4 computes wrong numbers there.
+        """
+        is_fixed = all(name in self.stored for name in node.input[1:] if name)
+        return node.op_type == "Relu" or (node.op_type == "Clip" and is_fixed)
 
     def maps(self, node: onnx.NodeProto) -> list[str]:
         """Return the inputs of a node that are computed."""
@@ -84,7 +82,7 @@ class NodeGroups:
 
     def _convolution_group(self, node: onnx.NodeProto) -> str:
         weight = self.stored[node.input[1]].dims
-        is_depthwise = attribute(node, "group", 1) > 1 and weight[1] == 1
+        is_depthwise = self._is_depthwise(node)
         is_pointwise = all(side == 1 for side in weight[2:])
         found = {
             "classifier": node.name in self._last,
@@ -99,17 +97,35 @@ class NodeGroups:
         return next((group for group, fits in found.items() if fits), "convolution")
 
     def _follows_first(self, name: str) -> bool:
-        """Return whether a map is what a first convolution gives, behind its activation."""
-        node = self.made.get(name)
-        if node is not None and self._is_pointwise_activation(node):
-            node = self.made.get(node.input[0])
-        return node is not None and self._is_first(node)
+        """Return whether a map is made of nothing but what a first convolution gives.
+
+        Its activation may be of several nodes: SiLU is Sigmoid and Mul.
+        """
+        sources: set[str] = set()
+        seen: set[str] = set()
+        waiting = [name]
+        while waiting:
+            if (name := waiting.pop()) in seen:
+                continue
+            seen.add(name)
+            node = self.made.get(name)
+            if node is not None and self._is_pointwise(node):
+                waiting += self.maps(node)
+            else:
+                sources.add(name)
+        makers = [self.made.get(source) for source in sources]
+        return len(makers) == 1 and makers[0] is not None and self._is_first(makers[0])
 
     def _is_first(self, node: onnx.NodeProto) -> bool:
         return node.op_type == "Conv" and node.input[0] in self.inputs
 
-    def _is_pointwise_activation(self, node: onnx.NodeProto) -> bool:
-        return self.is_relu(node) or node.op_type in {"HardSwish", *ACTIVATIONS}
+    def _is_pointwise(self, node: onnx.NodeProto) -> bool:
+        return node.op_type in _POINTWISE | ACTIVATIONS
+
+    def _is_depthwise(self, node: onnx.NodeProto) -> bool:
+        """Return whether each channel of a convolution's input is a group of its own."""
+        weight = self.stored.get(node.input[1]) if node.op_type == "Conv" else None
+        return weight is not None and weight.dims[1] == 1 and attribute(node, "group", 1) > 1
 
     def _stem_convolutions(self) -> set[str]:
         """Names of convolutions that read maps of the first one's resolution, or narrow the next.
@@ -124,7 +140,7 @@ class NodeGroups:
         for node in self.graph.node:
             maps = [name for name in self.maps(node) if name not in self.pooled]
             is_convolution = node.op_type == "Conv"
-            passes_on = node.op_type in {"Add", "Mul"} or self._is_pointwise_activation(node)
+            passes_on = self._is_pointwise(node)
             if self._is_first(node):
                 level.update(node.output)
             elif maps and level.issuperset(maps):
@@ -132,15 +148,13 @@ class NodeGroups:
                 keeps = is_convolution and set(attribute(node, "strides", [1])) == {1}
                 if keeps or passes_on:
                     level.update(node.output)
-                elif is_convolution and attribute(node, "group", 1) > 1:
+                elif self._is_depthwise(node):
                     below.update(node.output)
             elif maps and below.issuperset(maps):
                 found.update([node.name] if is_convolution else [])
                 below.update(node.output if passes_on else [])
         is_narrow = any(
-            node.op_type == "Conv"
-            and attribute(node, "group", 1) > 1
-            and self._follows_first(node.input[0])
+            self._is_depthwise(node) and self._follows_first(node.input[0])
             for node in self.graph.node
         )
         return found if is_narrow else set()
@@ -169,7 +183,7 @@ def _pooled_tensors(graph: onnx.GraphProto) -> set[str]:
     for node in graph.node:
         inputs = [n for n in node.input if n and n not in stored]
         is_pooling = node.op_type in _POOLING and _reduces_both(node, stored)
-        carries = node.op_type in _POINTWISE and inputs and all(n in pooled for n in inputs)
+        carries = node.op_type in _KEEPS_POOLED and inputs and all(n in pooled for n in inputs)
         if is_pooling or carries:
             pooled.update(node.output)
     return pooled

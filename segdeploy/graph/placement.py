@@ -2,8 +2,8 @@
 
 A policy says what is wanted of a group; structure decides what is possible: a sum, a gate or a
 resize runs in int8 only between int8 neighbours, else it would cost borders and gain nothing. The
-output of an int8 convolution is quantised behind its Relu (or Clip from zero on), and before an
-activation that cannot be fused, unless the policy calls that activation `fused`.
+output of an int8 convolution is quantised behind its Relu or Clip, and before an activation that
+cannot be fused, unless the policy calls that activation `fused`.
 
 What is quantised and what is not is independent of weights and calibration.
 """
@@ -102,21 +102,22 @@ def place_qdq(model: onnx.ModelProto, policy: Policy | None = None) -> Placement
     if any(node.op_type in {"QuantizeLinear", "DequantizeLinear"} for node in model.graph.node):
         raise BuildError("The graph is quantised already.")
     policy = policy or shipped_policy(DEFAULT)
+    groups = NodeGroups(model.graph)
     for each in policy.overrides:
-        if not any(fnmatchcase(name, each.nodes) for name in names):
+        if not any(fnmatchcase(name, each.nodes) for name in groups.by_node):
             raise ConfigError(
-                f"The policy '{policy.name}' has an override for '{each.nodes}', and no node is "
-                "called so.",
+                f"The policy '{policy.name}' has an override for '{each.nodes}', and no node that "
+                "int8 has a choice for is called so.",
                 hint="'segdeploy show ARTIFACT' prints the names of an int8 artifact's nodes.",
             )
-    return _Placer(model.graph, policy).place()
+    return _Placer(groups, policy).place()
 
 
 class _Placer:
-    def __init__(self, graph: onnx.GraphProto, policy: Policy) -> None:
-        self.groups = NodeGroups(graph)
+    def __init__(self, groups: NodeGroups, policy: Policy) -> None:
+        self.groups = groups
         self.grid = policy.activations
-        self.nodes = [n for n in graph.node if n.name in self.groups.by_node]
+        self.nodes = [n for n in groups.graph.node if n.name in self.groups.by_node]
         self.wanted = {n.name: policy.choose(n.name, self._group(n)) for n in self.nodes}
         self.refused: dict[str, str] = {}
         self.activations: dict[str, set[str] | None] = {}
@@ -285,7 +286,7 @@ class _Placer:
         """Return the node that makes a tensor, looking through what is fused into it."""
         node = self.groups.made.get(name)
         while node is not None and (
-            self.groups.is_relu(node) or self.wanted.get(node.name, ("", ""))[0] == "fused"
+            self.groups.is_clip(node) or self.wanted.get(node.name, ("", ""))[0] == "fused"
         ):
             before = self.groups.made.get(node.input[0])
             if before is None or len(self.groups.readers[node.input[0]]) > 1:
@@ -297,7 +298,7 @@ class _Placer:
         """Count float operators that read a DQ or feed a Q: each keeps int8 regions apart."""
         found: Counter[str] = Counter()
         for node in self.groups.graph.node:
-            if node.name in inside or node.op_type in CONVOLUTIONS or self.groups.is_relu(node):
+            if node.name in inside or node.op_type in CONVOLUTIONS or self.groups.is_clip(node):
                 continue
             reads = any(
                 name in self.activations and self._reads(node, self.activations[name])

@@ -137,6 +137,8 @@ def shipped_policy(name: str) -> Policy:
 def parse_policy(content: str, name: str, what: str, base: str = DEFAULT) -> Policy:
     """Return the policy of a TOML document; what it leaves out is as in the shipped one of `base`.
 
+    The shipped reason of a group goes with its choice: it says nothing for another one.
+
     Raises:
         ConfigError: If it is not TOML, or has a wrong key, group or choice.
     """
@@ -168,11 +170,13 @@ def parse_policy(content: str, name: str, what: str, base: str = DEFAULT) -> Pol
     if set(policy.groups) == set(CHOICES) and "activations" in plain:
         return policy
     usual = shipped_policy(base)
+    groups = usual.groups | policy.groups
+    reasons = {g: why for g, why in usual.reasons.items() if groups[g] == usual.groups[g]}
     return replace(
         policy,
-        groups=usual.groups | policy.groups,
+        groups=groups,
         activations=plain.get("activations", usual.activations),
-        reasons=usual.reasons | policy.reasons,
+        reasons=reasons | policy.reasons,
     )
 
 

@@ -2,7 +2,9 @@
 
 Everything here works on logits: margins, tolerances, confidence and the `labels` contract need
 them, and a softmax at the end costs time and changes no decision. So a final activation is left
-out, whatever only moves or casts values behind it included.
+out, whatever only moves or casts values behind it included, and a transpose in front of it: up to
+opset 12 PyTorch swaps classes and columns around a softmax, whose input has rows and columns
+exchanged then.
 """
 
 from __future__ import annotations
@@ -11,17 +13,18 @@ from dataclasses import dataclass
 
 import onnx
 
-from segdeploy.graph.proto import attribute, producers
+from segdeploy.graph.proto import attribute, opset_version, producers
 
 DECISIONS = {"Softmax", "LogSoftmax", "Sigmoid", "ArgMax"}
 _MOVES = {"Identity", "Cast", "Squeeze", "Unsqueeze", "Transpose", "Reshape", "Flatten"}
+_SOFTMAX_OVER_LAST = 13  # The first opset whose softmax is over the last axis if it does not say.
 
 
 @dataclass(frozen=True)
 class Tail:
     """The tensor with the logits, operators left out behind it (last first), and its class axis.
 
-    `axis` is None where the operator does not say (no cut, or a sigmoid).
+    `axis` (0..3) is None where the operator has none (no cut, or a sigmoid).
     """
 
     tensor: str
@@ -39,15 +42,24 @@ def find_tail(model: onnx.ModelProto, output: str) -> Tail:
         passed.append(node.op_type)
         name = node.input[0]
         if node.op_type in DECISIONS:
-            found = Tail(name, tuple(passed), _axis(node))
+            found = _before_transposes(made, Tail(name, tuple(passed), _axis(model, node)))
     return found
 
 
-def _axis(node: onnx.NodeProto) -> int | None:
-    """Return the class axis (1 or 3) of a decision over N x K x H x W, or over N x H x W x K."""
+def _axis(model: onnx.ModelProto, node: onnx.NodeProto) -> int | None:
+    """Return the axis that a decision is made over."""
     if node.op_type == "Sigmoid":
         return None
-    axis = attribute(node, "axis")
-    if axis is None:
-        return None
-    return {1: 1, -3: 1, 3: 3, -1: 3}.get(int(axis))
+    softmax = -1 if opset_version(model) >= _SOFTMAX_OVER_LAST else 1
+    return int(attribute(node, "axis", 0 if node.op_type == "ArgMax" else softmax))
+
+
+def _before_transposes(made: dict[str, onnx.NodeProto], tail: Tail) -> Tail:
+    """Return the same classes as they were before their axes were moved."""
+    tensor, axis = tail.tensor, tail.axis
+    while axis is not None and (node := made.get(tensor)) is not None:
+        perm = attribute(node, "perm") if node.op_type == "Transpose" else None
+        if perm is None or not -len(perm) <= axis < len(perm):
+            break
+        tensor, axis = node.input[0], int(perm[axis])
+    return Tail(tensor, tail.cut, None if axis is None else axis % 4)

@@ -54,6 +54,7 @@ def lint(path: Path, runtime: str, size: Size = None) -> LintReport:
     """
     from segdeploy.frameworks.torch import require_onnx
     from segdeploy.graph.lint import RULES, lint_graph
+    from segdeploy.graph.lint.facts import with_open_sizes
     from segdeploy.graph.proto import load_graph
 
     require_onnx()
@@ -62,7 +63,7 @@ def lint(path: Path, runtime: str, size: Size = None) -> LintReport:
             f"There are no lint rules for '{runtime}'.", hint=f"One of {', '.join(RULES)}."
         )
     file, bounds = _find_graph(path)
-    model = load_graph(file)
+    model = with_open_sizes(load_graph(file))
     wanted = size or bounds
     if isinstance(wanted, tuple):
         model = _at_size(model, wanted)

@@ -2,7 +2,7 @@
 
 From the backend's own policy, one group is changed at a time (`tune_search`). Latency is measured
 in turn with the best so far; flips are counted on validation images against the plain fp32 graph,
-by the rules and limits of verify. What pays is kept (`tune_decision`).
+by the rules and limits of verify. What pays is kept (`tune_decision`); what fails has lost.
 
 Every variant is an artifact in the work folder and every comparison a file there, so that an
 interrupted run goes on where it was. What was found is written as a policy with its evidence:
@@ -40,7 +40,7 @@ from segdeploy.graph.policy import CHOICES, Policy, parse_policy, policy_text, s
 from segdeploy.measure import describe_environment, usable_cores
 from segdeploy.verify import compare_folders, find_judges
 from segdeploy.workflows.tune_decision import Accuracy, Ratio, ratio_of_blocks
-from segdeploy.workflows.tune_search import Instruments, Trial, search
+from segdeploy.workflows.tune_search import BestFailedError, Instruments, Trial, search
 
 if TYPE_CHECKING:
     import onnx
@@ -106,7 +106,7 @@ def tune(
         UnknownNameError: If there is no such group.
         UnsupportedTargetError: If the target's int8 is not nodes of a graph, or needs a GPU.
         BackendUnavailableError: If its runtime is missing.
-        SegDeployError: As `export`, `verify` and `bench`.
+        SegDeployError: As `export`, `verify` and `bench`, of the artifact that is the best so far.
     """
     backend = _check_target(plan.target)
     _check_writable(out)
@@ -162,7 +162,7 @@ def _reasons(found: Policy, start: Policy, trials: Sequence[Trial]) -> dict[str,
     for trial in (trial for trial in trials if trial.decision.kept):
         name = trial.change.partition(" = ")[0]
         names = [name] if name in found.groups else list(found.groups)
-        said = f"tuned: {trial.ratio.value:.3f} x the time, {trial.accuracy.flip_rate:.2%} flips"
+        said = f"tuned: {trial.figures}"
         told.update({g: said for g in names if found.groups[g] != start.groups[g]})
     return told
 
@@ -311,8 +311,12 @@ class _Bench:
             save=False,
             progress=advance,
         )
-        if outcome.failures:
-            raise outcome.failures[0]
+        for failure in outcome.failures:
+            if str(pair[0].path) not in {result.path for result in outcome.results}:
+                raise BestFailedError(
+                    f"{pair[0].path} does not run: {failure.message}", hint=failure.hint
+                )
+            raise failure
         return outcome.results
 
 

@@ -2,7 +2,7 @@
 
 "Everything int8" is tried first, since some groups pay only together; then one group at a time,
 each choice against the best so far, until a sweep keeps nothing. Variants that place the same Q/DQ
-in this graph are measured once.
+in this graph are measured once. A variant that cannot be built or run loses, and says why.
 """
 
 from __future__ import annotations
@@ -11,36 +11,52 @@ from collections.abc import Callable, Hashable, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
+from segdeploy.core.errors import RunLockedError, SegDeployError
 from segdeploy.graph.policy import CHOICES, Policy
 from segdeploy.workflows.tune_decision import Accuracy, Decision, Ratio, decide
 
 MAX_SWEEPS = 3
 
 
+class BestFailedError(SegDeployError):
+    """What every candidate is measured against does not run any more: the search ends."""
+
+
 @dataclass(frozen=True)
 class Trial:
-    """One change and what was measured of it, against the best at that time."""
+    """One change and what was measured of it, against the best at that time.
+
+    Of a candidate that failed there is no ratio, and no accuracy where it failed before that.
+    """
 
     change: str
-    ratio: Ratio
-    accuracy: Accuracy
+    ratio: Ratio | None
+    accuracy: Accuracy | None
     decision: Decision
 
     def __str__(self) -> str:
         kept = "kept" if self.decision.kept else "not kept"
-        shown = f"{self.ratio.value:.3f} x the time, {self.accuracy.flip_rate:.2%} flips"
-        return f"{self.change}: {shown}: {kept}, {self.decision.reason}"
+        figures = f": {self.figures}" if self.figures else ""
+        return f"{self.change}{figures}: {kept}, {self.decision.reason}"
+
+    @property
+    def figures(self) -> str:
+        """What is known of time and flips, in words."""
+        time = [] if self.ratio is None else [f"{self.ratio.value:.3f} x the time"]
+        flips = [] if self.accuracy is None else [f"{self.accuracy.flip_rate:.2%} flips"]
+        return ", ".join(time + flips)
 
     def to_dict(self) -> dict[str, Any]:
-        """Return one entry of the evidence; an interval that is not known is null."""
-        is_known = self.ratio.low > 0
+        """Return one entry of the evidence; what is not known is null."""
+        ratio, accuracy = self.ratio, self.accuracy
+        is_known = ratio is not None and ratio.low > 0
         return {
             "change": self.change,
-            "ratio": round(self.ratio.value, 4),
-            "interval": [round(self.ratio.low, 4), round(self.ratio.high, 4)] if is_known else None,
-            "flip_rate": self.accuracy.flip_rate,
-            "hard_flip_rate": self.accuracy.hard_flip_rate,
-            "passed": self.accuracy.passed,
+            "ratio": ratio and round(ratio.value, 4),
+            "interval": [round(ratio.low, 4), round(ratio.high, 4)] if ratio and is_known else None,
+            "flip_rate": accuracy and accuracy.flip_rate,
+            "hard_flip_rate": accuracy and accuracy.hard_flip_rate,
+            "passed": accuracy and accuracy.passed,
             "kept": self.decision.kept,
             "reason": self.decision.reason,
         }
@@ -51,7 +67,8 @@ class Instruments:
     """How a search sees the world.
 
     `place` gives what a policy places in the graph, as something to compare; `judge` measures its
-    flips; `compare` the time of the second policy over that of the first, anew for each turn.
+    flips; `compare` the time of the second policy over that of the first, anew for each turn. They
+    raise what is wrong with a candidate; `compare` raises `BestFailedError` where the first fails.
     """
 
     place: Callable[[Policy], Hashable]
@@ -72,6 +89,10 @@ def search(
         groups: The groups that the graph has nodes of.
         instruments: What measures.
         report: Called with a line for people after each trial.
+
+    Raises:
+        BestFailedError: If the best so far cannot be run beside a candidate.
+        SegDeployError: If the start cannot be built or judged.
     """
     best, trials = start, list[Trial]()
     seen = {instruments.place(start)}  # What lost against a best loses against a better one.
@@ -112,12 +133,20 @@ def _try(change: str, best: Policy, candidate: Policy, instruments: Instruments)
     """Measure a candidate; one that wins must win again, and that second ratio is reported.
 
     Of twenty changes one seems to win by chance at a level of 95 %, and the luckiest figure of many
-    is too good.
+    is too good. One that fails has lost; the best itself may not fail.
     """
-    accuracy, right = instruments.judge(candidate), instruments.judge(best)
-    for turn in range(2):
-        ratio = instruments.compare(best, candidate, turn)
-        decision = decide(right, accuracy, ratio)
-        if not decision.kept:
-            break
+    right = instruments.judge(best)
+    accuracy: Accuracy | None = None
+    try:
+        accuracy = instruments.judge(candidate)
+        for turn in range(2):
+            ratio = instruments.compare(best, candidate, turn)
+            decision = decide(right, accuracy, ratio)
+            if not decision.kept:
+                break
+    except (BestFailedError, RunLockedError):
+        raise
+    except SegDeployError as error:
+        said = error.message.partition("\n")[0]
+        return Trial(change, None, accuracy, Decision(kept=False, reason=f"it failed: {said}"))
     return Trial(change, ratio, accuracy, decision)

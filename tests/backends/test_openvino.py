@@ -335,6 +335,17 @@ def test_a_graph_that_openvino_cannot_read_is_a_build_error(
         OPENVINO.build(request)
 
 
+def test_int8_that_would_run_in_f32_is_not_built(checkpoint: Checkpoint, tmp_path: Path) -> None:
+    file = tmp_path / "weights.toml"
+    file.write_text('[[overrides]]\nnodes = "node_*onv*"\nchoice = "weights"\n')
+    with pytest.raises(BuildError, match="leaves all activations in float"):
+        export(
+            checkpoint.path, ["openvino-int8"], tmp_path, calibration="synthetic:96x128",
+            num_calibration_images=2, int8_policy=str(file),
+        )  # fmt: skip
+    assert not (tmp_path / "openvino-int8").exists()
+
+
 def test_threads_follow_the_environment(
     artifacts: dict[str, Artifact], monkeypatch: pytest.MonkeyPatch
 ) -> None:

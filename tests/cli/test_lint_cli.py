@@ -61,6 +61,26 @@ def test_an_error_is_exit_1_and_says_where_and_what_to_do(
     assert (finding["node"], finding["op"]) == ("only", "Det")
 
 
+def test_a_given_size_takes_the_place_of_minus_1(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    model = _save(tmp_path / "m.onnx", "Relu", [-1, 3, -1, -1])
+    assert _run(monkeypatch, model, "--for", "tensorrt") == 1
+    assert "dynamic-without-profile" in capsys.readouterr().out
+    for runtime in ("tensorrt", "litert"):
+        assert _run(monkeypatch, model, "--for", runtime, "--size", "64x96") == 0
+
+
+def test_a_damaged_graph_is_exit_2(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    model = onnx.load(_save(tmp_path / "m.onnx", "Relu", [1, 3, 32, 32]))
+    model.graph.initializer.add(name="w", data_type=TensorProto.FLOAT, dims=[4], raw_data=b"1234")
+    (tmp_path / "m.onnx").write_bytes(model.SerializeToString())
+    assert _run(monkeypatch, tmp_path / "m.onnx", "--for", "tensorrt") == 2
+    assert "The graph is damaged" in capsys.readouterr().err
+
+
 @pytest.mark.parametrize(
     ("arguments", "said"),
     [

@@ -153,9 +153,11 @@ def test_it_answers_a_process_that_has_a_thousand_files_open() -> None:
     resource.setrlimit(resource.RLIMIT_NOFILE, (min(4096, hard), hard))
     opened = [os.open(os.devnull, os.O_RDONLY) for _ in range(1100)]
     try:
-        with Child("segdeploy.backends.worker") as child:
-            with pytest.raises(ChildFailedError, match="exit code"):
-                child.ask({"do": "no such thing"}, limit_s=60)
+        with (
+            Child("segdeploy.backends.worker") as child,
+            pytest.raises(ChildFailedError, match="exit code"),
+        ):
+            child.ask({"do": "no such thing"}, limit_s=60)
     finally:
         for handle in opened:
             os.close(handle)

@@ -206,6 +206,8 @@ CASES = (
     Case("external data missing", external("w.bin", size=None), 2, "w.bin, which is missing"),
     Case("external data short", external("w.bin", size=10), 2, "w.bin of "),
     Case("external data elsewhere", external("../w.bin", size=None), 2, "not beside it"),
+    Case("external data with a name of ours", external("Parity.json", size=324), 2,
+         "keeps weights in Parity.json"),
     Case("empty graph", edited(no_nodes), 2, "holds no graph"),
     Case("no outputs", edited(no_outputs), 2, "0 outputs"),
     Case("no inputs", edited(no_inputs), 2, "0 inputs"),
@@ -257,6 +259,14 @@ CASES = (
     Case("probabilities without an end", saved(conv_graph(tail=[
          node("Softmax", "y", "s", axis=1), node("Abs", "s", "out")], output="out")), 2,
          "looks like probabilities"),
+    Case("yes and no without an end", saved(conv_graph(tail=[
+         node("Sigmoid", "y", "s"), node("Abs", "s", "out")], output="out")), 2,
+         "looks like probabilities", ("--task", "multilabel")),
+    Case("softmax over rows", saved(conv_graph(tail=[node("Softmax", "y", "out", axis=2)],
+         output="out")), 2, "Softmax over axis 2 of 'y'"),
+    Case("argmax over rows, layout given", saved(conv_graph(tail=[
+         node("ArgMax", "y", "out", axis=-2)], output="out", output_kind=TensorProto.INT64)), 2,
+         "ArgMax over axis 2", ("--output-layout", "nchw")),
     Case("vector output", saved(conv_graph(tail=[node("GlobalAveragePool", "y", "out")],
          output="out")), 2, "no map of it"),
     Case("K = 1", saved(conv_graph(classes=1)), 0, "", ("--output", "labels")),

@@ -374,7 +374,7 @@ def test_fp16_and_int8_are_made_of_it(save: Save, tmp_path: Path) -> None:
     path, run = save(foreign_graph(12, num_classes=5)), tmp_path / "run"
     data = "synthetic:48x64:16"
     done = export(
-        path, ["onnx-fp16", "onnx-int8"], run, foreign=UNIT, calibration=data,
+        path, ["onnx-fp16", "onnx-int8"], run, foreign=UNIT, calibration=data, int8_policy="all",
         num_calibration_images=4,
     )  # fmt: skip
     assert [outcome.parent for outcome in done] == ["onnx-fp32", "onnx-fp32", "source"]

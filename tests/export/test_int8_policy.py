@@ -11,7 +11,7 @@ import pytest
 
 from segdeploy.cli import commands  # noqa: F401  registers every command
 from segdeploy.core.contract import IoContract
-from segdeploy.core.errors import ConfigError
+from segdeploy.core.errors import ConfigError, UnsupportedTargetError
 from segdeploy.core.folder import Checkpoint, load_artifact
 from segdeploy.core.target import ExportTarget, Precision
 from segdeploy.export import Int8Options, export, graphs, stage
@@ -173,6 +173,21 @@ def test_another_policy_calibrates_only_what_is_not_known_yet(
     assert asked == [first, everything - first, everything]
     for name in ("model.onnx", "calibration.json"):
         assert (fresh / name).read_bytes() == (tmp_path / "all" / name).read_bytes()
+
+
+@pytest.mark.parametrize("options", [Int8Options(), Int8Options(correct_bias=True)])
+def test_int8_that_would_quantise_nothing_is_refused(
+    options: Int8Options, checkpoint: Checkpoint, tmp_path: Path
+) -> None:
+    file = tmp_path / "nothing.toml"
+    file.write_text("[[overrides]]\nnodes = '*'\nchoice = 'float'\n")
+    with pytest.raises(UnsupportedTargetError, match="'nothing' leaves every node") as caught:
+        export(
+            checkpoint.path, ["onnx-int8"], tmp_path, calibration=DATA, num_calibration_images=2,
+            int8_policy=str(file), int8_options=options,
+        )  # fmt: skip
+    assert "--int8-policy" in caught.value.hint
+    assert not (tmp_path / "onnx-int8").exists()
 
 
 def test_a_runtime_that_takes_symmetric_int8_only_refuses_another_grid(

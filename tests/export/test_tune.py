@@ -13,7 +13,12 @@ import pytest
 
 from segdeploy.bench import BenchOutcome, BenchPlan
 from segdeploy.cli import commands  # noqa: F401  registers every command
-from segdeploy.core.errors import ArtifactError, UnknownNameError, UnsupportedTargetError
+from segdeploy.core.errors import (
+    ArtifactError,
+    BackendUnavailableError,
+    UnknownNameError,
+    UnsupportedTargetError,
+)
 from segdeploy.core.folder import Checkpoint, load_artifact
 from segdeploy.core.results import BenchResult
 from segdeploy.export import export
@@ -22,6 +27,7 @@ from segdeploy.graph.policy import CHOICES, load_policy, shipped_policy
 from segdeploy.verify import compare_folders
 from segdeploy.workflows import tune as tune_module
 from segdeploy.workflows.tune import TunePlan, tune
+from segdeploy.workflows.tune_search import BestFailedError
 
 DATA = "synthetic"
 Cli = Callable[..., tuple[int, str, str]]
@@ -154,6 +160,46 @@ def test_only_the_groups_asked_for_are_changed(
     found = tune(_plan(checkpoint, work, groups=("classifier",)), tmp_path / "mine.toml")
     changed = {t["change"].partition(" = ")[0] for t in found.policy.evidence["trials"]}
     assert changed <= {"everything int8", "classifier"}
+
+
+@pytest.mark.usefixtures("clock")
+def test_variants_that_cannot_be_built_lose_and_the_table_says_why(
+    checkpoint: Checkpoint, tmp_path: Path, cli: Cli
+) -> None:
+    """Its one convolution that is int8 is the whole of it; the others are float in the policy."""
+    pytest.importorskip("openvino")
+    code, out, err = cli(
+        "tune", str(checkpoint.path), "--target", "openvino-int8", "--calibration", DATA,
+        "--calibration-images", "2", "--threads", "1", "--group", "convolution",
+        "--work", str(tmp_path / "work"), "--out", str(tmp_path / "mine.toml"),
+    )  # fmt: skip
+    assert code == 0, err
+    assert "convolution = weights: not kept, it failed: OpenVINO would run" in err
+    assert "it failed: int8 was asked for" in " ".join(out.replace("│", " ").split())
+    policy = load_policy(str(tmp_path / "mine.toml"), "openvino")
+    assert policy.groups == shipped_policy("openvino").groups
+    failed = {t["change"]: t for t in policy.evidence["trials"]}
+    assert set(failed) == {"convolution = weights", "convolution = float"}
+    assert all(not t["kept"] and t["reason"].startswith("it failed") for t in failed.values())
+
+
+@pytest.mark.parametrize("is_best", [False, True])
+def test_what_does_not_run_beside_the_best_loses_and_the_best_may_not_fail(
+    is_best: bool, checkpoint: Checkpoint, work: Path, clock: _Clock, tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:  # fmt: skip
+    def crashed(paths: Sequence[Path], *arguments: Any, **named: Any) -> BenchOutcome:
+        found = clock(paths, *arguments, **named).results
+        return BenchOutcome([found[is_best]], [BackendUnavailableError("no such kernel")])
+
+    monkeypatch.setattr(tune_module, "measure_interleaved", crashed)
+    plan, out = _plan(checkpoint, work, groups=("classifier",), seconds=1.0), tmp_path / "m.toml"
+    if is_best:
+        with pytest.raises(BestFailedError, match="does not run: no such kernel"):
+            tune(plan, out)
+    else:
+        trials = tune(plan, out).policy.evidence["trials"]
+        assert {t["reason"] for t in trials} == {"it failed: no such kernel"}
 
 
 @pytest.mark.parametrize(

@@ -130,6 +130,36 @@ def test_what_hardswish_maps_to_zero_does_not_widen_a_range(
     assert found["stem"].abs_max == 3.0
 
 
+@pytest.mark.parametrize(
+    ("readers", "lowest"),
+    [
+        ([{}], 2.5),  # ONNX's own slope is 0.2.
+        ([{"alpha": 1 / 6}], 3.0),
+        ([{}, {"alpha": 0.125}], 4.0),
+        ([{"alpha": -0.2}], 1000.0),  # Falling: there is no floor.
+        ([{}, None], 1000.0),  # A Relu reads it too.
+    ],
+)
+def test_the_floor_is_that_of_each_hard_sigmoids_own_slope(
+    readers: list[dict[str, float] | None], lowest: float
+) -> None:
+    helper = onnx.helper
+    nodes = [helper.make_node("Identity", ["tensor"], ["x"], name="x")]
+    for i, given in enumerate(readers):
+        kind = "Relu" if given is None else "HardSigmoid"
+        nodes.append(helper.make_node(kind, ["x"], [f"y{i}"], name=f"y{i}"))
+        nodes[-1].attribute.extend(helper.make_attribute(*each) for each in (given or {}).items())
+    value = helper.make_tensor_value_info
+    ends = [value(f"y{i}", TensorProto.FLOAT, None) for i in range(len(readers))]
+    inputs = [value("tensor", TensorProto.FLOAT, [1, 1, 8, 8])]
+    model = helper.make_model(
+        helper.make_graph(nodes, "g", inputs, ends),
+        opset_imports=[helper.make_opsetid("", 18)], ir_version=10,
+    )  # fmt: skip
+    found = calibrate(model, ["x"], lambda: [np.full((1, 1, 8, 8), -1000, np.float32)])
+    assert found["x"].abs_max == lowest
+
+
 def test_peaks_are_those_of_the_activation(
     small_model: onnx.ModelProto, run: Run, images: Images
 ) -> None:

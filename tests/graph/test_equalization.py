@@ -71,6 +71,24 @@ def test_the_float_graph_computes_the_same_bits(
         np.testing.assert_array_equal(run(changed, batch)[0], run(model, batch)[0])
 
 
+def test_a_sum_that_spreads_one_channel_over_many_ends_a_region(
+    small_model: onnx.ModelProto, run: Run, images: list[NDArray[np.float32]]
+) -> None:
+    model = onnx.ModelProto()
+    model.CopyFrom(small_model)
+    for tensor in model.graph.initializer:
+        if tensor.name in {"shortcut.weight", "shortcut.bias"}:
+            values = numpy_helper.to_array(tensor)[:1]
+            tensor.CopyFrom(numpy_helper.from_array(values, tensor.name))
+    assert "node_project" in _regions(small_model)
+    assert not {"node_project", "node_shortcut"} & set(_regions(model))
+    changed = equalize(model, lambda: images)
+    assert [list(t.dims) for t in changed.graph.initializer] == [
+        list(t.dims) for t in model.graph.initializer
+    ]
+    np.testing.assert_array_equal(run(changed, images[0])[0], run(model, images[0])[0])
+
+
 def test_ranges_come_closer_and_none_becomes_wider(
     uneven: onnx.ModelProto, images: list[NDArray[np.float32]]
 ) -> None:

@@ -12,9 +12,14 @@ from numpy.typing import NDArray
 from onnx import TensorProto, helper, numpy_helper
 
 from segdeploy.core.errors import BuildError
+from segdeploy.core.preprocess import PreprocessSpec
+from segdeploy.core.task import Task
 from segdeploy.graph.constant_folding import fold_constants
 from segdeploy.graph.ends import keep_path, name_nodes, wrap_ends
 from segdeploy.graph.fold_batch_norm import fold_batch_norm
+from segdeploy.graph.image_input import add_image_input
+from segdeploy.graph.label_output import add_label_output
+from segdeploy.graph.proto import tensor_names
 from segdeploy.graph.tail import find_tail
 from segdeploy.graph.transposes import merge_transposes
 
@@ -205,6 +210,18 @@ def test_tail_is_followed_to_the_logits() -> None:
     assert find_tail(graph_of(resized), "y").tensor == "y"  # Abs is no end that may be cut.
     moved = find_tail(graph_of([node("Transpose", "x", "y", perm=(0, 3, 1, 2))]), "y")
     assert (moved.tensor, moved.cut) == ("y", ())
+    assert find_tail(graph_of([node("Softmax", "x", "y")]), "y").axis == 3
+    assert find_tail(graph_of([node("ArgMax", "x", "y")]), "y").axis == 0
+
+
+def test_logits_have_their_rows_and_columns_as_before_a_transpose_for_the_softmax() -> None:
+    """As PyTorch writes a softmax over classes up to opset 12."""
+    tail = [
+        node("Relu", "x", "r"), node("Transpose", "r", "t", perm=(0, 3, 2, 1)),
+        node("Softmax", "t", "p", axis=3), node("Transpose", "p", "y", perm=(0, 3, 2, 1)),
+    ]  # fmt: skip
+    found = find_tail(graph_of(tail), "y")
+    assert (found.tensor, found.axis, found.cut) == ("r", 1, ("Transpose", "Softmax"))
 
 
 def test_ends_get_their_names_also_where_those_are_taken() -> None:
@@ -219,6 +236,28 @@ def test_ends_get_their_names_also_where_those_are_taken() -> None:
     assert (run(wrapped) == run(model)).all()
     named = name_nodes(wrapped)
     assert len({n.name for n in named.graph.node}) == 3
+
+
+@pytest.mark.parametrize("task", [Task.MULTICLASS, Task.BINARY])
+def test_no_inner_tensor_has_a_name_of_the_image_and_labels_contracts(task: Task) -> None:
+    spec = PreprocessSpec(scale=0.5, mean=(1, 2, 3), std=(4, 5, 6), channel_order="bgr")
+    sides: Sides = [1, 3, 6, 8]
+    count = 1 if task is Task.BINARY else 3
+
+    def finish(model: onnx.ModelProto) -> onnx.ModelProto:
+        model.graph.output[0].type.tensor_type.shape.CopyFrom(shape)
+        taken = add_image_input(model, spec)
+        return add_label_output(taken, task, count, confidence=True)
+
+    shape = helper.make_tensor_type_proto(TensorProto.FLOAT, [1, count, 6, 8]).tensor_type.shape
+    w = np.ones((count, 3, 1, 1), np.float32)
+    plain = wrap_ends(keep_path(graph_of([node("Conv", "x,w", "y")], dims=sides, w=w), "x", "y"))
+    names = set(tensor_names(finish(plain).graph))
+    chain = [*sorted(names - {"w"}), "last"]
+    nodes = [node("Relu", a, b) for a, b in zip(["x", *chain], chain, strict=False)]
+    nodes.append(node("Conv", "last,w", "y"))
+    theirs = graph_of(nodes, dims=sides, w=w)
+    onnx.checker.check_model(finish(wrap_ends(keep_path(theirs, "x", "y"))), full_check=True)
 
 
 def test_path_leaves_out_what_the_output_does_not_need() -> None:

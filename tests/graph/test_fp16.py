@@ -75,6 +75,25 @@ def test_a_weight_beyond_the_range_is_refused(small_model: onnx.ModelProto) -> N
         cast_to_fp16(model)
 
 
+@pytest.mark.parametrize("bound", [np.inf, 7e4])
+def test_an_infinite_bound_stays_infinite(run: Run, bound: float) -> None:
+    value = helper.make_tensor_value_info
+    sides = [1, 3, 4, 5]
+    ends = value("tensor", TensorProto.FLOAT, sides), value("logits", TensorProto.FLOAT, sides)
+    bounds = {"low": -1.0, "high": bound}
+    stored = [numpy_helper.from_array(np.asarray(v, np.float32), n) for n, v in bounds.items()]
+    clip = helper.make_node("Clip", ["tensor", *bounds], ["logits"], name="clip")
+    graph = helper.make_graph([clip], "clip", [ends[0]], [ends[1]], stored)
+    model = helper.make_model(graph, opset_imports=[helper.make_opsetid("", 18)], ir_version=8)
+    if np.isfinite(bound):
+        with pytest.raises(BuildError, match=r"high reaches 7e\+04"):
+            cast_to_fp16(model)
+        return
+    batch = np.linspace(-9, 9, 60, dtype=np.float32).reshape(sides)
+    found = run(cast_to_fp16(model), batch)[0]
+    np.testing.assert_array_equal(found, np.maximum(batch.astype(np.float16), -1))
+
+
 @pytest.fixture(scope="module")
 def int8_in_half(small_model: onnx.ModelProto) -> onnx.ModelProto:
     rng = np.random.default_rng(5)

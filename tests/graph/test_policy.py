@@ -72,6 +72,16 @@ def test_groups_left_out_are_as_in_the_default() -> None:
     assert policy.groups == {**shipped_policy("default").groups, "resize": "int8"}
 
 
+def test_a_shipped_reason_goes_with_the_choice_that_it_is_for() -> None:
+    usual = shipped_policy("tensorrt").reasons
+    changed = "[groups]\nclassifier = 'int8'\nstem = 'int8'\npooled = 'weights'\n"
+    policy = parse_policy(f"{changed}[reasons]\nstem = 'mine'", "mine", "mine", base="tensorrt")
+    assert policy.choose("n", "classifier") == ("int8", "")
+    assert policy.choose("n", "stem") == ("int8", "mine")
+    kept = {g: why for g, why in usual.items() if g not in {"classifier", "stem"}}
+    assert policy.reasons == {**kept, "stem": "mine"}
+
+
 def test_the_digest_covers_choices_and_not_words() -> None:
     base = shipped_policy("default")
     assert replace(base, name="x", description="y", reasons={}, evidence={"a": 1}).digest == (

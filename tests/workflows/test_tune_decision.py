@@ -5,6 +5,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Hashable
+from dataclasses import replace
 from itertools import product
 
 import numpy as np
@@ -13,6 +14,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from scipy import stats
 
+from segdeploy.core.errors import ArtifactError, BuildError, RunLockedError, SegDeployError
 from segdeploy.graph.policy import CHOICES, Policy, shipped_policy
 from segdeploy.workflows.tune_decision import (
     LEAST_GAIN,
@@ -22,7 +24,7 @@ from segdeploy.workflows.tune_decision import (
     decide,
     ratio_of_blocks,
 )
-from segdeploy.workflows.tune_search import Instruments, search
+from segdeploy.workflows.tune_search import BestFailedError, Instruments, search
 
 _TIMES = st.floats(0.1, 1e3)
 _RATES = st.floats(0, 1)
@@ -203,5 +205,60 @@ def test_a_win_by_chance_is_not_kept_and_what_is_reported_is_the_second_measurem
     )
     found, trials = search(start, GROUPS, world.instruments())
     assert found == start
-    assert {t.ratio.value for t in trials} == {1.0}
+    assert {t.ratio and t.ratio.value for t in trials} == {1.0}
     assert not any(t.decision.kept for t in trials)
+
+
+class _Fragile(_World):
+    """`gate = int8` cannot be built, `resize = int8` cannot be timed; the rest is ever faster."""
+
+    def judge(self, policy: Policy) -> Accuracy:
+        if policy.groups["gate"] == "int8":
+            raise BuildError("no kernel\nand more", hint="x")
+        return super().judge(policy)
+
+    def compare(self, best: Policy, candidate: Policy, turn: int) -> Ratio:
+        if candidate.groups["resize"] == "int8":
+            raise ArtifactError("crashed")
+        return super().compare(best, candidate, turn)
+
+
+def test_a_candidate_that_fails_has_lost_with_its_reason_and_the_search_goes_on() -> None:
+    costs = {g: dict.fromkeys(CHOICES[g], 9.0) for g in GROUPS}
+    costs["classifier"]["int8"] = 1.0
+    start = shipped_policy("default")
+    start = replace(start, groups={**start.groups, **dict.fromkeys(GROUPS, "float")})
+    found, trials = search(start, GROUPS, _Fragile(costs).instruments())
+    assert found.groups == {**start.groups, "classifier": "int8"}
+    told = {trial.change: trial.to_dict() for trial in trials[:3]}
+    assert list(told) == ["everything int8", "gate = int8", "resize = int8"]
+    unknown = {"ratio": None, "interval": None, "kept": False}
+    lost = {**unknown, "flip_rate": None, "hard_flip_rate": None, "passed": None}
+    assert told["gate = int8"] == {
+        "change": "gate = int8", **lost, "reason": "it failed: no kernel"
+    }  # fmt: skip
+    assert told["resize = int8"] == {
+        "change": "resize = int8", **unknown, "flip_rate": GOOD.flip_rate, "passed": True,
+        "hard_flip_rate": GOOD.hard_flip_rate, "reason": "it failed: crashed",
+    }  # fmt: skip
+    assert str(trials[1]) == "gate = int8: not kept, it failed: no kernel"
+    assert str(trials[2]) == "resize = int8: 1.00% flips: not kept, it failed: crashed"
+
+
+@pytest.mark.parametrize("error", [BestFailedError("gone"), RunLockedError("busy")])
+def test_what_is_no_fault_of_the_candidate_ends_the_search(error: SegDeployError) -> None:
+    class Ended(_World):
+        def compare(self, best: Policy, candidate: Policy, turn: int) -> Ratio:
+            raise error
+
+    world = Ended({g: dict.fromkeys(CHOICES[g], 1.0) for g in GROUPS})
+    with pytest.raises(type(error)):
+        search(shipped_policy("default"), GROUPS, world.instruments())
+
+
+def test_a_start_that_fails_ends_the_search() -> None:
+    costs = {g: dict.fromkeys(CHOICES[g], 1.0) for g in GROUPS}
+    start = shipped_policy("default")
+    broken = replace(start, groups={**start.groups, "gate": "int8"})
+    with pytest.raises(BuildError):
+        search(broken, GROUPS, _Fragile(costs).instruments())

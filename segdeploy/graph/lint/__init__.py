@@ -12,10 +12,12 @@ judge the graph as a description of the model.
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 
 import onnx
 
+from segdeploy.core.errors import ArtifactError
 from segdeploy.core.registry import Registry
 from segdeploy.graph.lint import common
 from segdeploy.graph.lint.facts import Finding, GraphFacts, Level
@@ -51,14 +53,34 @@ def lint_graph(
 
     Raises:
         UnknownNameError: If there are no rules for the runtime.
+        ArtifactError: If the graph is damaged.
     """
-    facts = GraphFacts(model, has_sizes=has_sizes, folder=folder)
-    malformed = list(common.malformed_nodes(facts))
-    if malformed:
-        return malformed
     rules = (*common.RULES, *RULES.get(runtime))
-    found = list(dict.fromkeys(finding for rule in rules for finding in rule(facts)))
-    return sorted(found, key=lambda finding: finding.level is not Level.ERROR)
+    with _damage("the reading of its constants"):
+        facts = GraphFacts(model, has_sizes=has_sizes, folder=folder)
+    if malformed := list(common.malformed_nodes(facts)):
+        return malformed
+    found: list[Finding] = []
+    for rule in rules:
+        with _damage(f"the rule {rule.__name__}", is_told=bool(facts.problem)):
+            found += rule(facts)
+    return sorted(dict.fromkeys(found), key=lambda finding: finding.level is not Level.ERROR)
+
+
+@contextmanager
+def _damage(what: str, *, is_told: bool = False) -> Iterator[None]:
+    """Turn what a graph that is no valid ONNX does to a rule into an error that names the rule.
+
+    `is_told`: `invalid-graph` is among the findings, so what this rule would add does not matter.
+    """
+    try:
+        yield
+    except (ValueError, LookupError, TypeError, OverflowError, OSError) as error:
+        if not is_told:
+            raise ArtifactError(
+                f"The graph is damaged: {what} ends in {type(error).__name__}: {str(error)[:500]}",
+                hint="Copy or download it again, or export it again.",
+            ) from error
 
 
 __all__ = ["RULES", "Finding", "Level", "lint_graph"]

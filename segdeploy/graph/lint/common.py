@@ -7,7 +7,7 @@ from collections.abc import Iterator
 import onnx
 from onnx import TensorProto
 
-from segdeploy.graph.lint.facts import Finding, GraphFacts, Level, all_finite
+from segdeploy.graph.lint.facts import Finding, GraphFacts, Level, external_file, is_finite
 from segdeploy.graph.proto import opset_version
 
 _OLDEST_OPSET = 9
@@ -42,29 +42,30 @@ def malformed_nodes(facts: GraphFacts) -> Iterator[Finding]:
 
 def external_data(facts: GraphFacts) -> Iterator[Finding]:
     """Weights in another file that is not there."""
-    for tensor in facts.graph.initializer:
+    for stored, tensor in facts.stored.items():
         if tensor.data_location != TensorProto.EXTERNAL:
             continue
-        name = next((e.value for e in tensor.external_data if e.key == "location"), "")
+        name = external_file(tensor)
         if facts.folder is None or not name or not (facts.folder / name).is_file():
             yield facts.finding(
                 "external-data-missing",
-                f"The values of {tensor.name} are in {name or 'another file'}, which is missing.",
+                f"The values of {stored} are in {name or 'another file'}, which is missing.",
                 "Keep the .onnx file beside its data file, or save it with the weights inside "
                 "(below 2 GB).",
             )
 
 
 def finite_weights(facts: GraphFacts) -> Iterator[Finding]:
-    """NaN or infinity in a weight: every runtime takes it, and every prediction is wrong."""
-    for tensor in facts.graph.initializer:
-        if tensor.data_type not in (TensorProto.FLOAT, TensorProto.FLOAT16, TensorProto.DOUBLE):
-            continue
-        values = facts.constant(tensor.name)
-        if values is not None and not all_finite(values):
+    """NaN or infinity in a weight: every runtime takes it, and every prediction is wrong.
+
+    It reads every stored tensor of the graph, so one that is cut short is noticed here.
+    """
+    for name in facts.stored:
+        values = facts.weight(name)
+        if values is not None and not is_finite(values):
             yield facts.finding(
                 "weight-not-finite",
-                f"{tensor.name} holds NaN or infinity.",
+                f"{name} holds NaN or infinity.",
                 "Train on, or export an earlier checkpoint.",
                 level=Level.WARNING,
             )

@@ -8,6 +8,7 @@ node before it that has some; foreign graphs that kept the exporter's scopes are
 from __future__ import annotations
 
 import ast
+import math
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from enum import StrEnum
@@ -18,14 +19,22 @@ from typing import Any
 import numpy as np
 import onnx
 from numpy.typing import NDArray
-from onnx import TensorProto, numpy_helper
+from onnx import TensorProto, external_data_helper, numpy_helper
 
-from segdeploy.graph.proto import attribute, consumers, initializers, producers, to_array
+from segdeploy.graph.proto import (
+    attribute,
+    consumers,
+    copy_model,
+    initializers,
+    producers,
+    to_array,
+)
 
 _SCOPES = "pkg.torch.onnx.name_scopes"
 _WEIGHTS = {"weight", "bias", "running_mean", "running_var", "weight_bias"}
 _WRAPPER = "module."
 _SHAPE_READERS = {"Shape", "Size"}
+_SMALL = 2**18  # Numbers of a tensor: at most 1 MiB of float32.
 
 
 class Level(StrEnum):
@@ -54,20 +63,21 @@ class GraphFacts:
     def __init__(
         self, model: onnx.ModelProto, *, has_sizes: bool = False, folder: Path | None = None
     ) -> None:
-        self.model = model
-        self.graph = model.graph
+        self.model = _with_small_data(with_open_sizes(model), folder)
+        self.graph = self.model.graph
         self.has_sizes = has_sizes
         self.folder = folder
-        self.stored = initializers(model.graph)
+        self.stored = initializers(self.graph)
         self.stored |= {
-            node.output[0]: _constant_value(node)
-            for node in model.graph.node
+            name: _constant_value(node)
+            for node in self.graph.node
             if node.op_type == "Constant"
+            for name in node.output[:1]
         }
-        self.made = producers(model.graph)
-        self.readers = consumers(model.graph)
-        self.inputs = [v for v in model.graph.input if v.name not in self.stored]
-        self.outputs = {v.name for v in model.graph.output}
+        self.made = producers(self.graph)
+        self.readers = consumers(self.graph)
+        self.inputs = [v for v in self.graph.input if v.name not in self.stored]
+        self.outputs = {v.name for v in self.graph.output}
 
     @cached_property
     def problem(self) -> str:
@@ -103,11 +113,18 @@ class GraphFacts:
         return tuple(d.dim_value if d.HasField("dim_value") else None for d in found.shape.dim)
 
     def constant(self, name: str) -> NDArray[Any] | None:
-        """Return a stored tensor's values; None if it is computed, absent or in another file."""
+        """Return a stored tensor's values; None if it is computed, absent, or large and outside."""
         tensor = self.stored.get(name)
         if tensor is None or tensor.data_location == TensorProto.EXTERNAL:
             return None
-        return to_array(tensor)
+        return to_array(tensor) if tensor.data_type else None  # 0: a Constant of text or sparse.
+
+    def weight(self, name: str) -> NDArray[Any] | None:
+        """Return what `constant` does, and large tensors of another file too, read anew."""
+        tensor = self.stored.get(name)
+        if tensor is not None and self.folder and _is_beside(tensor, self.folder):
+            return to_array(_read_in(tensor, self.folder))
+        return self.constant(name)
 
     @cached_property
     def from_values(self) -> frozenset[str]:
@@ -123,6 +140,10 @@ class GraphFacts:
         yield from _walk(self.graph)
         for function in self.model.functions:
             yield from function.node
+
+    def calls_function(self, node: onnx.NodeProto) -> bool:
+        """Return whether a node is a call of a function that the model itself defines."""
+        return any(f.name == node.op_type and f.domain == node.domain for f in self.model.functions)
 
     def finding(
         self,
@@ -205,11 +226,66 @@ def _weight_path(name: str, stored: Iterable[str]) -> str:
     return ""
 
 
+def with_open_sizes(model: onnx.ModelProto) -> onnx.ModelProto:
+    """Return the graph with no size where some exporters write -1; inference reckons with that."""
+    if not _written_open(model.graph):
+        return model
+    opened = copy_model(model)
+    for dim in _written_open(opened.graph):
+        dim.ClearField("dim_value")
+    return opened
+
+
+def _written_open(graph: onnx.GraphProto) -> list[onnx.TensorShapeProto.Dimension]:
+    values = [*graph.input, *graph.output, *graph.value_info]
+    return [d for v in values for d in v.type.tensor_type.shape.dim if d.dim_value < 0]
+
+
+def external_file(tensor: onnx.TensorProto) -> str:
+    """Return the name of the file that holds a tensor's values; "" if none is named."""
+    return next((str(e.value) for e in tensor.external_data if e.key == "location"), "")
+
+
+def _is_beside(tensor: onnx.TensorProto, folder: Path) -> bool:
+    is_outside = tensor.data_location == TensorProto.EXTERNAL and external_file(tensor) != ""
+    return is_outside and (folder / external_file(tensor)).is_file()
+
+
+def _read_in(tensor: onnx.TensorProto, folder: Path) -> onnx.TensorProto:
+    """Return a tensor of another file with its values; onnx itself would follow no links."""
+    place = external_data_helper.ExternalDataInfo(tensor)
+    with (folder / place.location).open("rb") as file:
+        file.seek(place.offset or 0)
+        content = file.read(-1 if place.length is None else place.length)
+    return onnx.TensorProto(
+        name=tensor.name, data_type=tensor.data_type, dims=tensor.dims, raw_data=content
+    )
+
+
+def _with_small_data(model: onnx.ModelProto, folder: Path | None) -> onnx.ModelProto:
+    """Return the graph with small tensors of other files in it: scales, zero points, shapes."""
+    if folder is None or not any(_is_beside(t, folder) for t in _stored_tensors(model.graph)):
+        return model
+    whole = copy_model(model)
+    for tensor in _stored_tensors(whole.graph):
+        if _is_beside(tensor, folder) and math.prod(tensor.dims) <= _SMALL:
+            tensor.CopyFrom(_read_in(tensor, folder))
+    return whole
+
+
+def _stored_tensors(graph: onnx.GraphProto) -> list[onnx.TensorProto]:
+    constants = [a.t for n in graph.node for a in n.attribute if a.name == "value"]
+    return [*graph.initializer, *constants]
+
+
 def type_name(kind: int) -> str:
     """Return the name of an element type, as a person writes it."""
     return str(TensorProto.DataType.Name(kind)).lower() if kind else "unknown"
 
 
-def all_finite(values: NDArray[Any]) -> bool:
-    """Return whether no value is NaN or infinite; integers never are."""
-    return values.dtype.kind not in "fc" or bool(np.isfinite(values).all())
+def is_finite(values: NDArray[Any]) -> bool:
+    """Return whether no value is NaN or infinite; integers never are, and a bound may be inf."""
+    if values.dtype.kind not in "fc":
+        return True
+    is_bound = values.size == 1 and not np.isnan(values).any()  # Of a Clip.
+    return is_bound or bool(np.isfinite(values).all())

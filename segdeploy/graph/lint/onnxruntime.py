@@ -8,6 +8,7 @@ import onnx
 from onnx import TensorProto
 
 from segdeploy.graph.lint.facts import Finding, GraphFacts, Level
+from segdeploy.graph.lint.microsoft_tables import DOMAIN, ONNXRUNTIME
 from segdeploy.graph.proto import opset_version
 
 _DOMAINS = {"", "ai.onnx", "ai.onnx.ml", "com.microsoft", "com.microsoft.nchwc"}
@@ -25,13 +26,14 @@ _FP16_OPSET = 19
 
 def operators(facts: GraphFacts) -> Iterator[Finding]:
     """Operators that no operator set of it has."""
-    functions = {(f.domain, f.name) for f in facts.model.functions}
     for node in facts.nodes():
         is_plain = node.domain in {"", "ai.onnx"}
         is_known = node.domain in _DOMAINS
         if is_plain:
             is_known = onnx.defs.has(node.op_type) and node.op_type not in _UNKNOWN
-        if not is_known and (node.domain, node.op_type) not in functions:
+        elif node.domain == DOMAIN:
+            is_known = node.op_type in ONNXRUNTIME
+        if not is_known and not facts.calls_function(node):
             yield facts.finding(
                 "operator-unknown",
                 f"ONNX Runtime has no operator {node.op_type}"

@@ -8,6 +8,7 @@ import onnx
 from onnx import TensorProto
 
 from segdeploy.graph.lint.facts import Finding, GraphFacts, Level, type_name
+from segdeploy.graph.lint.microsoft_tables import DOMAIN, OPENVINO
 from segdeploy.graph.proto import attribute
 
 # Operators of ONNX that the reader of OpenVINO 2026.4 has no conversion for.
@@ -35,8 +36,12 @@ def operators(facts: GraphFacts) -> Iterator[Finding]:
     """Operators that the reader has no conversion for."""
     for node in facts.nodes():
         is_plain = node.domain in {"", "ai.onnx"}
-        is_known = not is_plain or onnx.defs.has(node.op_type)
-        if (is_plain and node.op_type in _UNKNOWN) or not is_known or node.domain not in _DOMAINS:
+        is_known = node.domain in _DOMAINS
+        if is_plain:
+            is_known = onnx.defs.has(node.op_type) and node.op_type not in _UNKNOWN
+        elif node.domain == DOMAIN:
+            is_known = node.op_type in OPENVINO
+        if not is_known:
             yield facts.finding(
                 "operator-unknown",
                 f"OpenVINO has no operator {node.op_type}"

@@ -33,8 +33,10 @@ _FLOATS = (TensorProto.FLOAT, TensorProto.FLOAT16, TensorProto.BFLOAT16, TensorP
 
 
 def operators(facts: GraphFacts) -> Iterator[Finding]:
-    """Operators that the parser has no importer for."""
+    """Operators that the parser has no importer for; functions of the model it inlines."""
     for node in facts.nodes():
+        if facts.calls_function(node):
+            continue
         if node.op_type in PLUGINS:
             yield facts.finding(
                 "operator-plugin",

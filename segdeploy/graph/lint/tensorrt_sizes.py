@@ -65,10 +65,8 @@ def sizes(facts: GraphFacts) -> Iterator[Finding]:
     """Sizes that are known only when the engine runs."""
     for value in facts.inputs:
         kind = value.type.tensor_type
-        is_open = not kind.HasField("shape") or any(
-            not d.HasField("dim_value") for d in kind.shape.dim
-        )
-        if is_open and kind.HasField("shape") and not facts.has_sizes:
+        is_fixed = all(d.HasField("dim_value") for d in kind.shape.dim)
+        if not is_fixed and not facts.has_sizes:
             yield facts.finding(
                 "dynamic-without-profile",
                 f"The input {value.name} has no fixed size, and no range of sizes is given.",
