@@ -29,7 +29,7 @@ from segdeploy.graph.original import (
     load_original,
 )
 from segdeploy.graph.proto import load_graph, opset_version, tensor_names
-from segdeploy.graph.tail import Tail, find_tail
+from segdeploy.graph.tail import Tail, find_tail, holds_shares
 
 MAX_SIDE = 16384  # As of any export.
 _TRIAL_SIZE, _ODD_SIZE = (256, 256), (225, 231)
@@ -96,7 +96,7 @@ class _Inspector:
         logits = self._try(source, layout, tail, fed)
         output_layout, is_coarse = self._read_logits(logits, tail, layout, fed)
         axis = 1 if output_layout is Layout.NCHW else 3
-        self._check_values(logits, tail)
+        self._check_values(logits, axis, tail)
         if size is None and self.wanted.size is None and not self.wanted.upsample:
             self._warn_of_odd_sizes(source, layout, tail, output_layout)
         return ForeignGraph(
@@ -304,13 +304,16 @@ class _Inspector:
             )
         return layout
 
-    def _check_values(self, logits: NDArray[np.float32], tail: Tail) -> None:
+    def _check_values(self, logits: NDArray[np.float32], axis: int, tail: Tail) -> None:
         if not np.isfinite(logits).all():
             raise ExportError(
                 f"{self.path} gives values that are not finite for an ordinary picture.",
                 hint="Its weights are damaged, or --mean, --std and --scale are not its own.",
             )
-        if logits.min() >= 0 and 0 < logits.max() <= 1 and not self.wanted.is_logits:
+        is_sum = bool(np.abs(logits.sum(axis=axis) - 1).max() < 1e-3)
+        is_share = logits.shape[axis] == 1 or is_sum or holds_shares(self.model, tail.tensor)
+        is_share = is_share and logits.min() >= 0 and 0 < logits.max() <= 1
+        if is_share and not self.wanted.is_logits:
             raise ConfigError(
                 f"The output '{tail.tensor}' of {self.path} looks like probabilities (from "
                 f"{logits.min():.3g} to {logits.max():.3g}), and its end shows no activation that "

@@ -17,6 +17,8 @@ from segdeploy.graph.proto import attribute, opset_version, producers
 
 DECISIONS = {"Softmax", "LogSoftmax", "Sigmoid", "ArgMax"}
 _MOVES = {"Identity", "Cast", "Squeeze", "Unsqueeze", "Transpose", "Reshape", "Flatten"}
+_SHARES = {"Softmax", "Sigmoid", "HardSigmoid"}
+_KEEPS_SHARES = _MOVES | {"Resize", "Upsample", "Clip", "Abs", "Slice"}
 _SOFTMAX_OVER_LAST = 13  # The first opset whose softmax is over the last axis if it does not say.
 
 
@@ -44,6 +46,15 @@ def find_tail(model: onnx.ModelProto, output: str) -> Tail:
         if node.op_type in DECISIONS:
             found = _before_transposes(made, Tail(name, tuple(passed), _axis(model, node)))
     return found
+
+
+def holds_shares(model: onnx.ModelProto, tensor: str) -> bool:
+    """Return whether a tensor comes from a sigmoid or softmax, resized or clipped at most."""
+    made = producers(model.graph)
+    node = made.get(tensor)
+    while node is not None and node.op_type in _KEEPS_SHARES:
+        node = made.get(node.input[0])
+    return node is not None and node.op_type in _SHARES
 
 
 def _axis(model: onnx.ModelProto, node: onnx.NodeProto) -> int | None:

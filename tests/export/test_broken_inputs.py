@@ -262,6 +262,8 @@ CASES = (
     Case("yes and no without an end", saved(conv_graph(tail=[
          node("Sigmoid", "y", "s"), node("Abs", "s", "out")], output="out")), 2,
          "looks like probabilities", ("--task", "multilabel")),
+    Case("between 0 and 1 by chance", saved(conv_graph(tail=[
+         node("Sin", "y", "s"), node("Abs", "s", "out")], output="out")), 0, ""),
     Case("softmax over rows", saved(conv_graph(tail=[node("Softmax", "y", "out", axis=2)],
          output="out")), 2, "Softmax over axis 2 of 'y'"),
     Case("argmax over rows, layout given", saved(conv_graph(tail=[
