@@ -19,9 +19,9 @@ from segdeploy.core.child import (
     Child,
     ChildFailedError,
     child_environment,
-    session_memory_mib,
 )
 from segdeploy.core.errors import BuildError, ConfigError
+from segdeploy.core.session_memory import session_memory_mib
 
 WORKER = """
 import ctypes, os, signal, subprocess, sys, time
