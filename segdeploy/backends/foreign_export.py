@@ -25,6 +25,7 @@ from segdeploy.graph.original import load_original
 from segdeploy.graph.pixel_casts import drop_pixel_casts
 from segdeploy.graph.pointwise import undilate_pointwise
 from segdeploy.graph.proto import check_graph
+from segdeploy.graph.simplify import simplify
 from segdeploy.graph.transposes import merge_transposes
 
 
@@ -78,7 +79,8 @@ def normalize(
     model = merge_transposes(drop_pixel_casts(fold_constants(model)))
     model = name_nodes(undilate_pointwise(fold_batch_norm(model)))
     ends = [_sized(spec, batch, size) for spec in specs]
-    return check_graph(state_ends(strip_metadata(model), ends), "The normalisation of the graph")
+    model = state_ends(strip_metadata(model), ends)
+    return simplify(check_graph(model, "The normalisation of the graph"))
 
 
 def prepare(original: onnx.ModelProto) -> onnx.ModelProto:

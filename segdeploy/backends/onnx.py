@@ -104,6 +104,7 @@ class OnnxBackend(Backend):
     precisions: tuple[Precision, ...] = (Precision.FP32, Precision.FP16, Precision.INT8)
     payload_name = "model.onnx"
     is_isolated = False
+    recipe = 1
 
     def require(self) -> None:
         """Raise BackendUnavailableError if onnxruntime is missing."""

@@ -19,6 +19,7 @@ from segdeploy.frameworks.torch import require_torch
 from segdeploy.graph.metadata import strip_metadata
 from segdeploy.graph.pointwise import undilate_pointwise
 from segdeploy.graph.proto import check_graph
+from segdeploy.graph.simplify import simplify
 
 if TYPE_CHECKING:
     from torch import Tensor, nn
@@ -58,7 +59,7 @@ def export_checkpoint(
             ) from error
     model = undilate_pointwise(strip_metadata(exported))
     _name_sizes(model, checkpoint, size)
-    return check_graph(model, "torch.onnx")
+    return simplify(check_graph(model, "torch.onnx"))
 
 
 def _run_exporter(module: nn.Module, size: tuple[int, int] | None) -> onnx.ModelProto:

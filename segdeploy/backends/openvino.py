@@ -145,6 +145,7 @@ class OpenVinoBackend(Backend):
     payload_name = "model.xml"
     other_files = ("model.bin",)
     packages = ("openvino",)
+    recipe = 1
 
     def require(self) -> None:
         """Raise BackendUnavailableError if openvino is missing."""
@@ -279,21 +280,23 @@ def check_executed(compiled: Any, precision: Precision) -> None:
         )
 
 
-def _readable(graph: Path, precision: Precision) -> Path | bytes:
-    """Return what OpenVINO reads: the file, or an int8 graph with unsigned activations."""
-    if precision is not Precision.INT8:
-        return graph
+def _readable(graph: Path, precision: Precision) -> bytes:
+    """Return the graph as OpenVINO computes it fastest, and int8 without going wrong."""
+    from segdeploy.graph.image_rows import normalize_in_rows
     from segdeploy.graph.proto import graph_bytes, load_graph
     from segdeploy.graph.u8_activations import use_u8_activations
+    from segdeploy.graph.zero_points import fold_zero_points
 
-    model = load_graph(graph)
+    model = normalize_in_rows(load_graph(graph))
+    if precision is not Precision.INT8:
+        return graph_bytes(model)
     if all(node.op_type != "QuantizeLinear" for node in model.graph.node):
         raise BuildError(
             "OpenVINO would run this int8 graph in f32: its policy quantises weights alone and "
             "leaves all activations in float.",
             hint="Give another --int8-policy, or export openvino-fp32.",
         )
-    return graph_bytes(use_u8_activations(model))
+    return graph_bytes(fold_zero_points(use_u8_activations(model)))
 
 
 def _name_nodes(model: Any) -> None:

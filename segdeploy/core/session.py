@@ -111,6 +111,7 @@ class Backend(ABC):
         rest: Precision of what an int8 graph leaves unquantised.
         is_symmetric: Whether its int8 graphs must be symmetric, with zero point 0.
         home: Device that it is verified on after an export.
+        recipe: Raised when the same request gives another payload: older ones are built again.
     """
 
     name: str
@@ -125,6 +126,7 @@ class Backend(ABC):
     rest: Precision = Precision.FP32
     is_symmetric: bool = False
     home: str = "cpu"
+    recipe: int = 0
 
     @abstractmethod
     def require(self) -> None:

@@ -45,6 +45,7 @@ PLACEMENT = "placement.json"
 """Of an int8 graph: what became of every node, and why; the counts stand in the manifest."""
 
 RECIPE = 3  # Raise it when the same inputs give another graph: older artifacts are then rebuilt.
+# A change of one backend raises its own (`Backend.recipe`).
 
 
 @dataclass(frozen=True)
@@ -109,7 +110,9 @@ def describe_artifact(step: Step, parent: ModelFolder, context: BuildContext) ->
         note=source.note,
         options=options,
     )
-    return manifest.replace(build_key=_build_key(manifest, context.versions[backend.name]))
+    return manifest.replace(
+        build_key=_build_key(manifest, context.versions[backend.name], backend.recipe)
+    )
 
 
 def _sees_images(step: Step) -> bool:
@@ -128,15 +131,16 @@ def is_graph_int8(step: Step) -> bool:
     return step.parent is not None and step.target.precision is Precision.INT8
 
 
-def _build_key(manifest: Manifest, versions: Mapping[str, str]) -> str:
+def _build_key(manifest: Manifest, versions: Mapping[str, str], recipe: int) -> str:
     plain = msgspec.to_builtins(manifest)
     if plain["upsampling"] is None:
         del plain["upsampling"]  # Keys of all other artifacts are older than this field.
     plain["options"].get("int8", {}).pop("policy", None)  # Its digest says what it does.
     for link in ("parent", "reference"):
         plain[link] = plain[link]["digest"]  # Where it lies may change; what it is may not.
+    recipes = [RECIPE, recipe] if recipe else RECIPE
     return digest_of(
-        {"manifest": plain, "recipe": RECIPE, "versions": {**installed_versions(), **versions}}
+        {"manifest": plain, "recipe": recipes, "versions": {**installed_versions(), **versions}}
     )
 
 

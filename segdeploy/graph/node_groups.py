@@ -90,6 +90,7 @@ class NodeGroups:
             "first_convolution": node.input[0] in self.inputs,
             "transposed": node.op_type == "ConvTranspose",
             "stem_depthwise": is_depthwise and self._follows_first(node.input[0]),
+            "stem_residual": node.name in self._stem and self._joins_first(node.output[0]),
             "stem": node.name in self._stem,
             "depthwise": is_depthwise,
             "pointwise": is_pointwise,
@@ -115,6 +116,14 @@ class NodeGroups:
                 sources.add(name)
         makers = [self.made.get(source) for source in sources]
         return len(makers) == 1 and makers[0] is not None and self._is_first(makers[0])
+
+    def _joins_first(self, name: str) -> bool:
+        """Return whether a map is read by one sum alone, with what a first convolution gives."""
+        following = self.readers.get(name, [])
+        if len(following) != 1 or name in self.outputs or following[0].op_type != "Add":
+            return False
+        others = [each for each in self.maps(following[0]) if each != name]
+        return len(others) == 1 and self._follows_first(others[0])
 
     def _is_first(self, node: onnx.NodeProto) -> bool:
         return node.op_type == "Conv" and node.input[0] in self.inputs
@@ -182,17 +191,18 @@ def _pooled_tensors(graph: onnx.GraphProto) -> set[str]:
     stored = initializers(graph)
     for node in graph.node:
         inputs = [n for n in node.input if n and n not in stored]
-        is_pooling = node.op_type in _POOLING and _reduces_both(node, stored)
+        is_pooling = node.op_type in _POOLING and reduced_axes(node, stored) >= {2, 3}
         carries = node.op_type in _KEEPS_POOLED and inputs and all(n in pooled for n in inputs)
         if is_pooling or carries:
             pooled.update(node.output)
     return pooled
 
 
-def _reduces_both(node: onnx.NodeProto, stored: dict[str, onnx.TensorProto]) -> bool:
+def reduced_axes(node: onnx.NodeProto, stored: dict[str, onnx.TensorProto]) -> set[int]:
+    """Return the axes (of N, C, H, W) that a pooling node reduces; none where they are computed."""
     if node.op_type.startswith("Global"):
-        return True
+        return {2, 3}
     axes: Iterable[int] = attribute(node, "axes", ())
     if len(node.input) > 1 and node.input[1] in stored:
         axes = to_array(stored[node.input[1]]).ravel().tolist()
-    return {axis % 4 for axis in axes} >= {2, 3}
+    return {axis % 4 for axis in axes}

@@ -31,6 +31,7 @@ _OTHER = ("int8", "float")
 CHOICES: dict[str, tuple[str, ...]] = {
     "first_convolution": _CONVOLUTION,
     "stem_depthwise": _CONVOLUTION,
+    "stem_residual": _CONVOLUTION,
     "stem": _CONVOLUTION,
     "convolution": _CONVOLUTION,
     "pointwise": _CONVOLUTION,

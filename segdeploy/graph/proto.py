@@ -112,17 +112,22 @@ def element_types(model: onnx.ModelProto) -> dict[str, int]:
 
 def refuse_subgraphs(model: onnx.ModelProto, what: str) -> None:
     """Raise BuildError if the graph has control flow or local functions, which no pass walks."""
-    nested = [
-        node.op_type
-        for node in model.graph.node
-        for found in node.attribute
-        if found.type in (onnx.AttributeProto.GRAPH, onnx.AttributeProto.GRAPHS)
-    ]
-    if nested or model.functions:
+    if has_subgraphs(model):
+        nested = _with_branches(model)
         named = ", ".join(sorted({*nested, *(f.name for f in model.functions)}))
         raise BuildError(
             f"{what} cannot handle a graph with control flow or local functions ({named})."
         )
+
+
+def has_subgraphs(model: onnx.ModelProto) -> bool:
+    """Return whether the graph has control flow or local functions."""
+    return bool(_with_branches(model) or model.functions)
+
+
+def _with_branches(model: onnx.ModelProto) -> list[str]:
+    kinds = (onnx.AttributeProto.GRAPH, onnx.AttributeProto.GRAPHS)
+    return [n.op_type for n in model.graph.node if any(a.type in kinds for a in n.attribute)]
 
 
 def rename_input(node: onnx.NodeProto, old: str, new: str) -> None:

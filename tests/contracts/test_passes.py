@@ -30,16 +30,21 @@ from segdeploy.graph.equalization import equalize
 from segdeploy.graph.fold_batch_norm import fold_batch_norm
 from segdeploy.graph.fold_normalization import fold_normalization
 from segdeploy.graph.fp16 import cast_to_fp16
+from segdeploy.graph.global_pool import use_global_pool
 from segdeploy.graph.image_input import add_image_input
+from segdeploy.graph.image_rows import normalize_in_rows
 from segdeploy.graph.label_output import add_label_output
 from segdeploy.graph.low_logits import cut_low_logits, find_last_resize, low_size
 from segdeploy.graph.metadata import set_metadata
+from segdeploy.graph.narrow_resize import narrow_before_resize
 from segdeploy.graph.opset import convert_opset
 from segdeploy.graph.pass_contract import PASSES, Need, PassContract
 from segdeploy.graph.placement import place_qdq
+from segdeploy.graph.policy import shipped_policy
 from segdeploy.graph.proto import attribute
 from segdeploy.graph.qdq import insert_qdq
 from segdeploy.graph.u8_activations import use_u8_activations
+from segdeploy.graph.zero_points import fold_zero_points
 from segdeploy.zoo import create_model, save_checkpoint
 
 NUM_CLASSES = 5
@@ -108,6 +113,9 @@ class Example:
     compare: Callable[[Arrays, Arrays], None]
     prepare: Callable[[onnx.ModelProto], onnx.ModelProto] = lambda model: model
     feed: Callable[[NDArray[np.uint8], NDArray[np.float32]], NDArray[Any]] = lambda _, batch: batch
+    feed_before: Callable[[NDArray[np.uint8], NDArray[np.float32]], NDArray[Any]] = (
+        lambda _, batch: batch
+    )
 
 
 def _equal(before: Arrays, after: Arrays) -> None:
@@ -199,6 +207,93 @@ def _quantized(model: onnx.ModelProto) -> onnx.ModelProto:
     return insert_qdq(model, placement, calibrate(model, placement.observed, _batches))
 
 
+def _asymmetric(model: onnx.ModelProto) -> onnx.ModelProto:
+    placement = place_qdq(model, shipped_policy("openvino"))
+    return insert_qdq(model, placement, calibrate(model, placement.observed, _batches))
+
+
+def _without_zero_points(model: onnx.ModelProto) -> onnx.ModelProto:
+    """Fold, and look: what unpadded convolutions read has none left."""
+    changed = fold_zero_points(model)
+    stored = {t.name: numpy_helper.to_array(t) for t in changed.graph.initializer}
+    made = {name: node for node in changed.graph.node for name in node.output}
+    read = [
+        stored[made[node.input[0]].input[2]]
+        for node in changed.graph.node
+        if node.op_type == "Conv" and not any(attribute(node, "pads", [0]))
+        if made.get(node.input[0], node).op_type == "DequantizeLinear"
+    ]
+    assert read
+    assert not np.any(read)
+    return changed
+
+
+def _in_rows(model: onnx.ModelProto) -> onnx.ModelProto:
+    changed = normalize_in_rows(model)
+    kinds = [node.op_type for node in changed.graph.node]
+    assert kinds[: kinds.index("Transpose")] == ["Cast", "Reshape", "Mul", "Sub", "Div", "Reshape"]
+    return changed
+
+
+def _with_means(model: onnx.ModelProto) -> onnx.ModelProto:
+    """Put a global mean, as torch.onnx writes it, behind the logits: each less its own mean."""
+    changed = onnx.ModelProto()
+    changed.CopyFrom(model)
+    graph = changed.graph
+    for node in graph.node:
+        for part in (node.input, node.output):
+            part[:] = ["raw" if name == "logits" else name for name in part]
+    graph.initializer.append(numpy_helper.from_array(np.asarray([-1, -2]), "both_sides"))
+    graph.node.extend(
+        [
+            helper.make_node("ReduceMean", ["raw", "both_sides"], ["last_mean"], name="last_mean"),
+            helper.make_node("Sub", ["raw", "last_mean"], ["logits"], name="less_mean"),
+        ]
+    )
+    return changed
+
+
+def _pooled(model: onnx.ModelProto) -> onnx.ModelProto:
+    changed = use_global_pool(model)
+    kinds = [node.op_type for node in changed.graph.node]
+    assert "ReduceMean" not in kinds
+    assert "GlobalAveragePool" in kinds
+    return changed
+
+
+def _with_late_classifier(model: onnx.ModelProto) -> onnx.ModelProto:
+    """Double the logits' size, and mix them into fewer classes behind that."""
+    changed = onnx.ModelProto()
+    changed.CopyFrom(model)
+    graph = changed.graph
+    for node in graph.node:
+        for part in (node.input, node.output):
+            part[:] = ["raw" if name == "logits" else name for name in part]
+    rng = np.random.default_rng(2)
+    values = {
+        "mix": rng.normal(size=(3, NUM_CLASSES, 1, 1)).astype(np.float32),
+        "mix_bias": rng.normal(size=3).astype(np.float32),
+        "double": np.asarray([1, 1, 2, 2], np.float32),
+    }
+    graph.initializer.extend(numpy_helper.from_array(v, name) for name, v in values.items())
+    graph.node.extend(
+        [
+            helper.make_node("Resize", ["raw", "", "double"], ["wide"], name="wide", mode="linear"),
+            helper.make_node("Conv", ["wide", "mix", "mix_bias"], ["logits"], name="mix"),
+        ]
+    )
+    sides = [None, 3, *(2 * side for side in SIZE)]
+    del graph.output[:]
+    graph.output.append(helper.make_tensor_value_info("logits", onnx.TensorProto.FLOAT, sides))
+    return changed
+
+
+def _narrowed(model: onnx.ModelProto) -> onnx.ModelProto:
+    changed = narrow_before_resize(model)
+    assert changed.graph.node[-1].op_type == "Resize"
+    return changed
+
+
 _SEEN: Arrays = []  # The batch that results are compared on: calibration must have seen its like.
 _PLAIN: list[onnx.ModelProto] = []  # The graph that a quantised one was made of.
 
@@ -283,6 +378,16 @@ EXAMPLES = {
     "label_output": Example(lambda m: add_label_output(m, Task.MULTICLASS, NUM_CLASSES), _argmax),
     "metadata": Example(lambda m: set_metadata(m, {"model": "x", "classes": ["a"]}), _equal),
     "u8_activations": Example(use_u8_activations, _equal, _quantized),
+    "zero_points": Example(_without_zero_points, _close(0.3), _asymmetric),
+    "image_rows": Example(
+        _in_rows,
+        _equal,
+        lambda m: add_image_input(m, SPEC),
+        feed=lambda image, _: image[None],
+        feed_before=lambda image, _: image[None],
+    ),
+    "global_pooling": Example(_pooled, _close(1e-5), _with_means),
+    "narrowing_before_resize": Example(_narrowed, _close(1e-5), _with_late_classifier),
     "opset_conversion": Example(convert_opset, _equal, _older),
 }
 
@@ -324,7 +429,8 @@ def test_a_pass_keeps_its_contract_its_input_and_the_result(
     assert before.SerializeToString(deterministic=True) == kept
     assert after.SerializeToString(deterministic=True) != kept or name in _MAY_BE_IDLE
     assert example.apply(before) == after  # The same every time.
-    example.compare(run(before, batch), run(after, example.feed(image, batch)))
+    reference = run(before, example.feed_before(image, batch))
+    example.compare(reference, run(after, example.feed(image, batch)))
 
 
 # What a contract finds: each change is one that some pass could make by mistake.
