@@ -91,7 +91,8 @@ def make_every_group() -> onnx.ModelProto:
     vector = b.add("HardSigmoid", [b.conv(vector, "fc2", (8, 4, 1, 1))], "scale", alpha=1 / 6)
     gated = b.add("Mul", [vector, deep], "gated")
     project = b.conv(gated, "project", (8, 8, 1, 1))
-    joined = b.add("Add", [project, b.conv(stem, "shortcut", (8, 8, 1, 1))], "sum")
+    lifted = b.add("Add", [b.conv(deep, "thin", (8, 8, 1, 1)), stem], "lifted")
+    joined = b.add("Add", [project, b.conv(lifted, "shortcut", (8, 8, 1, 1))], "sum")
     again = b.conv(joined, "again", (8, 8, 3, 3), pads=[1] * 4)
     joined = b.add("Relu", [b.add("Add", [again, joined], "sum2")], "sum2_act")
     mixed = b.conv(joined, "mixed", (8, 1, 3, 3), pads=[1] * 4, group=8)
@@ -141,7 +142,7 @@ def test_the_graph_has_every_group_and_each_is_found_by_structure(model: onnx.Mo
     assert set(groups.values()) == set(CHOICES)
     wanted = {
         "stem": "first_convolution", "deep": "stem_depthwise", "mixed": "stem",
-        "project": "stem", "fc1": "pooled", "fc2": "pooled", "late": "depthwise",
+        "thin": "stem_residual", "shortcut": "stem", "project": "stem", "fc1": "pooled", "fc2": "pooled", "late": "depthwise",
         "squeeze": "pointwise", "gated": "gate", "sum": "residual", "sum2": "residual_relu",
         "again": "stem", "inner": "convolution", "grow": "transposed",
         "grow_act": "activation", "pool": "max_pool",
@@ -240,7 +241,7 @@ def test_by_default_pooled_gates_activations_and_the_classifier_stay(
     weights = {w.name.removesuffix(".w") for w in placement.weights}
     convolutions = {
         "stem", "deep", "project", "shortcut", "again", "small", "inner", "grow", "mixed", "late",
-        "squeeze",
+        "squeeze", "thin",
     }  # fmt: skip
     assert weights == convolutions | {"head", "fc1", "fc2"}
     assert placement.source == {"pool": "small"}
