@@ -142,7 +142,8 @@ def test_the_graph_has_every_group_and_each_is_found_by_structure(model: onnx.Mo
     assert set(groups.values()) == set(CHOICES)
     wanted = {
         "stem": "first_convolution", "deep": "stem_depthwise", "mixed": "stem",
-        "thin": "stem_residual", "shortcut": "stem", "project": "stem", "fc1": "pooled", "fc2": "pooled", "late": "depthwise",
+        "thin": "stem_residual", "shortcut": "stem", "project": "stem", "fc1": "pooled",
+        "fc2": "pooled", "late": "depthwise",
         "squeeze": "pointwise", "gated": "gate", "sum": "residual", "sum2": "residual_relu",
         "again": "stem", "inner": "convolution", "grow": "transposed",
         "grow_act": "activation", "pool": "max_pool",
