@@ -1,11 +1,13 @@
 """Time and flips of int8 policies for one runtime, interleaved: the evidence of the shipped files.
 
     python benchmarks/int8_policies.py --target openvino-int8 --data camvid:data/camvid --work DIR
+                     --model lraspp_mobilenet_v3_large-camvid ...
 
-Every variant is exported from the same checkpoint and calibration, all are opened in one process,
-and they run in turn, one call each, forwards and backwards. A ratio is the median over rounds of
-(variant / default policy) within a round, with the interval of the sign test: it stands on a busy
-machine, where milliseconds do not. Flips are counted against the plain onnx-fp32 artifact.
+A variant is the shipped policy with one decision the other way; all are exported from the same
+checkpoint and calibration and opened in one process. They run in turn, one call each, forwards and
+backwards. A ratio is the median over rounds of (variant / shipped policy) within a round, with the
+interval of the sign test: it stands on a busy machine, where milliseconds do not. Flips are counted
+against the plain onnx-fp32 artifact.
 """
 
 from __future__ import annotations
@@ -27,25 +29,25 @@ from segdeploy.core.files import write_json
 from segdeploy.core.folder import Artifact, load_artifact
 from segdeploy.core.session import Session
 from segdeploy.export import export
-from segdeploy.graph.policy import shipped_policy
 from segdeploy.measure import describe_environment
 from segdeploy.verify import compare_folders
 from segdeploy.workflows.tune_decision import ratio_of_blocks
 
 HERE = Path(__file__).parent
 SIZES = {"unet-camvid": (180, 240)}
-_FULL = {"gate": "int8", "classifier": "int8", "resize": "int8"}
+SHIPPED = "shipped"
 VARIANTS: dict[str, dict[str, str]] = {
-    "default": {},
+    SHIPPED: {},
+    "stem in int8": dict.fromkeys(("first_convolution", "stem_depthwise", "stem_residual"), "int8"),
+    "stem_residual int8": {"stem_residual": "int8"},
+    "pooled weights": {"pooled": "weights"},
+    "pooled int8": {"pooled": "int8"},
+    "gate float": {"gate": "float"},
+    "gate int8": {"gate": "int8"},
+    "hard_swish float": {"hard_swish": "float"},
     "hard_swish int8": {"hard_swish": "int8"},
-    "hard_swish fused": {"hard_swish": "fused"},
-    "hard_swish int8, gate": {"hard_swish": "int8", "gate": "int8"},
-    "hard_swish fused, gate": {"hard_swish": "fused", "gate": "int8"},
-    "classifier, resize": {"classifier": "int8", "resize": "int8"},
-    "hard_swish int8, gate, classifier, resize": {"hard_swish": "int8", **_FULL},
-    "hard_swish fused, gate, classifier, resize": {"hard_swish": "fused", **_FULL},
-    "all, hard_swish int8": {"hard_swish": "int8", "pooled": "int8", **_FULL},
-    "all, hard_swish fused": {"hard_swish": "fused", "pooled": "int8", **_FULL},
+    "classifier int8": {"classifier": "int8"},
+    "symmetric activations": {"activations": "symmetric"},
 }
 
 
@@ -102,7 +104,7 @@ def measure(name: str, given: argparse.Namespace) -> dict[str, Any]:
     sessions = {variant: open_session(artifact) for variant, artifact in built.items()}
     times = interleave(sessions, make_batch(plain.manifest, size, 1), rounds)
     for variant, samples in times.items():
-        ratio = ratio_of_blocks(times["default"], samples)
+        ratio = ratio_of_blocks(times[SHIPPED], samples)
         rows[variant] |= {
             "min_ms": min(samples),
             "p25_ms": float(np.percentile(samples, 25)),
@@ -118,12 +120,13 @@ def build(name: str, given: argparse.Namespace, size: tuple[int, int]) -> dict[s
     """Return the artifact of each variant; one that is the same graph as another is left out."""
     built: dict[str, Artifact] = {}
     seen: set[str] = set()
-    base, work = shipped_policy("default"), given.work / name
+    work = given.work / name
     for variant, changes in VARIANTS.items():
         file = work / "policy.toml"
         file.parent.mkdir(parents=True, exist_ok=True)
-        groups = "\n".join(f'{g} = "{c}"' for g, c in {**base.groups, **changes}.items())
-        file.write_text(f"[groups]\n{groups}\n")
+        lines = [f'{key} = "{choice}"' for key, choice in changes.items()]
+        at_top = "activations" in changes
+        file.write_text("\n".join([*([] if at_top else ["[groups]"]), *lines, ""]))
         outcome = export(
             HERE / "checkpoints" / name, [given.target], work,
             calibration=given.data, num_calibration_images=given.calibration_images,

@@ -297,6 +297,7 @@ BLOCKS = {
     },
     HERE.parent / "docs" / "labels.md": {
         "image_to_labels": render_int8.image_to_labels,
+        "int8_bound": render_int8.int8_bound,
         "label_kernel": render_int8.label_kernel,
     },
     HERE.parent / "docs" / "lint.md": {"lint": lint},

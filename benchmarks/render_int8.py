@@ -84,6 +84,26 @@ def image_to_labels() -> str:
     return "\n\n".join(parts)
 
 
+def int8_bound() -> str:
+    found = read("int8_bound")
+    rate, needed, bound = found["per_ns"], found["multiplications"], found["bound_ms"]
+    lines = [
+        "| OpenVINO's convolutions, multiplications per ns | f32 | bf16 | int8 |",
+        "|---|---|---|---|",
+    ]
+    for layer, rates in rate.items():
+        shown = " | ".join(f"{rates[kind]:.0f}" for kind in ("f32", "bf16", "int8"))
+        lines.append(f"| {layer} | {shown} |")
+    shown = " | ".join(f"{bound[kind]:.1f}" for kind in ("f32", "bf16", "int8"))
+    lines.append(f"| all of LRASPP at these rates, ms | {shown} |")
+    lines.append(
+        f"\nLRASPP at 520x520: {needed['dense'] / 1e6:.0f} million multiplications in dense and "
+        f"{needed['depthwise'] / 1e6:.0f} in depthwise convolutions, {found['threads']} threads on "
+        f"{found['environment']['cpu']}. Made by `benchmarks/int8_bound.py`."
+    )
+    return "\n".join(lines)
+
+
 def label_kernel() -> str:
     found = read("label_kernel")
     lines = []
@@ -151,7 +171,7 @@ def policies() -> str:
         heading = f"{found['target']}, {found['threads']} threads, {found['cpu']}"
         lines += [
             f"**{heading}** (load average at the end {found['load_average'][0]:.1f})\n",
-            "| model | policy | borders | flips | hard flips | / default | interval |",
+            "| model | policy | borders | flips | hard flips | / shipped | interval |",
             "|---" * 7 + "|",
         ]
         for model, measured in found["models"].items():

@@ -162,7 +162,7 @@ class OpenVinoBackend(Backend):
             raise BuildError("OpenVINO is built from a graph, and none was given.")
         try:
             model = runtime_core().read_model(_readable(request.graph, request.precision))
-        except RuntimeError as error:
+        except (RuntimeError, ArtifactError) as error:
             raise BuildError(
                 f"OpenVINO cannot read the graph of {request.checkpoint.manifest.model}.",
                 log=str(error)[-2000:],

@@ -43,12 +43,14 @@ def normalize_in_rows(model: onnx.ModelProto) -> onnx.ModelProto:
     chain = _normalization(graph)
     image = next(value for value in graph.input if value.name not in initializers(graph))
     dims = [dim.dim_value for dim in image.type.tensor_type.shape.dim]
-    if len(chain) < 3 or {_ROWS, _PIXELS, f"{_ROWS}_shape"} & set(tensor_names(graph)):
+    if len(chain) < 3 or not dims[2]:
         return changed
     width = dims[2]
-    if not width:
-        return changed
     cast, transpose, *arithmetic = chain
+    old = [name for node in arithmetic for name in (node.input[1], node.output[0])]
+    made = {f"{name}_rows" for name in old} | {_ROWS, _PIXELS, f"{_ROWS}_shape", f"{_PIXELS}_shape"}
+    if made & set(tensor_names(graph)):
+        return changed
     stored = initializers(graph)
     shapes = {_ROWS: (0, 0, width * _CHANNELS), _PIXELS: (0, 0, width, _CHANNELS)}
     for name, shape in shapes.items():

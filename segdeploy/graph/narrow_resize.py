@@ -8,9 +8,13 @@ each class. Equal but for rounding.
 
 from __future__ import annotations
 
+from functools import cached_property
+
 import onnx
 from onnx import numpy_helper
 
+from segdeploy.core.errors import BuildError
+from segdeploy.graph.constant_folding import fold_constants
 from segdeploy.graph.pass_contract import PassContract
 from segdeploy.graph.proto import (
     attribute,
@@ -27,28 +31,30 @@ from segdeploy.graph.proto import (
 
 CONTRACT = PassContract("The narrowing before a Resize")
 _SUFFIX = "_narrow"
+_SAMPLE_SIDE = 256
 _MODES = {b"nearest", b"linear"}  # Convex combinations of their input's pixels.
 
 
 def narrow_before_resize(model: onnx.ModelProto) -> onnx.ModelProto:
     """Return the graph in which no Resize enlarges channels for a 1x1 convolution to drop.
 
-    Left alone are Resizes that others read, too, whose scales shrink, or that are not plain
-    interpolation over height and width; and graphs with control flow, whose branches may read
+    Left alone are Resizes that others read, too, that are not known to enlarge, or that are not
+    plain interpolation over height and width; and graphs with control flow, whose branches may read
     anything.
     """
     if has_subgraphs(model):
         return model
     changed = copy_model(model)
-    rewrite = _Rewrite(changed.graph)
+    rewrite = _Rewrite(changed)
     if not rewrite.apply():
         return changed
     return CONTRACT.check_after(model, changed)
 
 
 class _Rewrite:
-    def __init__(self, graph: onnx.GraphProto) -> None:
-        self.graph = graph
+    def __init__(self, model: onnx.ModelProto) -> None:
+        self.model, self.graph = model, model.graph
+        graph = self.graph
         self.made, self.readers = producers(graph), consumers(graph)
         self.stored = initializers(graph)
         self.outputs = {value.name for value in graph.output}
@@ -81,18 +87,15 @@ class _Rewrite:
         weight = self.stored[node.input[1]]
         narrows = weight.dims[0] < weight.dims[1]
         alone = len(self.readers[resize.output[0]]) == 1 and resize.output[0] not in self.outputs
-        return narrows and alone and _interpolates(resize)
+        return narrows and alone and _interpolates(resize) and self._enlarges(resize)
 
     def _sizes(self, resize: onnx.NodeProto, node: onnx.NodeProto) -> list[str] | None:
-        """Return roi, scales and sizes of the Resize over fewer channels; None if not known."""
+        """Return roi, scales and sizes of the Resize over fewer channels; None to leave it."""
         roi, scales, sizes = [*resize.input[1:], "", "", ""][:3]
-        if attribute(resize, "axes") is not None:
-            axes = {axis % 4 for axis in attribute(resize, "axes")}
-            return [roi, scales, sizes] if axes == {2, 3} and self._grows(scales) else None
+        if scales or attribute(resize, "axes") is not None:
+            return [roi, scales, sizes]
         if sizes in self.stored:
-            return [roi, scales, self._stored_sizes(sizes, node)]
-        if scales:
-            return [roi, scales, sizes] if self._grows(scales) else None
+            return [roi, "", self._stored_sizes(sizes, node)]
         made = self.made.get(sizes)
         if made is None or made.op_type != "Concat" or len(made.input) != 2:
             return None
@@ -100,16 +103,19 @@ class _Rewrite:
         if ends is None or ends.op_type != "Shape" or ends.input[0] != resize.input[0]:
             return None
         span = attribute(ends, "start", 0), attribute(ends, "end")
-        return [roi, scales, sizes] if span == (0, 2) else None
+        return [roi, "", sizes] if span == (0, 2) else None
 
-    def _grows(self, scales: str) -> bool:
-        """Return whether scales are stored, and make height and width larger and nothing else."""
-        if not scales:
-            return True  # By sizes: a decoder enlarges.
-        if scales not in self.stored:
+    def _enlarges(self, resize: onnx.NodeProto) -> bool:
+        """Return whether height and width are known to grow, and nothing else changes."""
+        before, after = (self.sample.get(n) for n in (resize.input[0], resize.output[0]))
+        if before is None or after is None or len(before) != 4 or len(after) != 4:
             return False
-        values = to_array(self.stored[scales]).ravel()
-        return bool((values[-2:] >= 1).all()) and bool((values[:-2] == 1).all())
+        return before[:2] == after[:2] and before[2] <= after[2] and before[3] <= after[3]
+
+    @cached_property
+    def sample(self) -> dict[str, list[int]]:
+        """Shapes of all tensors for one image, where they can be found."""
+        return _sample_shapes(self.model)
 
     def _stored_sizes(self, sizes: str, node: onnx.NodeProto) -> str:
         values = to_array(self.stored[sizes]).copy()
@@ -165,6 +171,32 @@ class _Rewrite:
             name += "_"
         self.taken.add(name)
         return name
+
+
+def _sample_shapes(model: onnx.ModelProto) -> dict[str, list[int]]:
+    """Return the shapes of a graph's tensors for one image, 256 along what it leaves open.
+
+    Constant folding computes what dynamic graphs make of their own shapes.
+    """
+    sample = copy_model(model)
+    for value in sample.graph.input:
+        for axis, dim in enumerate(value.type.tensor_type.shape.dim):
+            if not dim.dim_value:
+                dim.dim_value = 1 if axis == 0 else _SAMPLE_SIDE
+    for value in sample.graph.output:
+        for dim in value.type.tensor_type.shape.dim:
+            dim.Clear()
+    del sample.graph.value_info[:]
+    try:
+        sample = fold_constants(sample)
+    except BuildError:  # Not a size that this graph can have.
+        return {}
+    graph = onnx.shape_inference.infer_shapes(sample, data_prop=True).graph
+    shapes = {
+        value.name: [dim.dim_value for dim in value.type.tensor_type.shape.dim]
+        for value in [*graph.input, *graph.value_info, *graph.output]
+    }
+    return {name: dims for name, dims in shapes.items() if all(dims)}
 
 
 def _copied(node: onnx.NodeProto) -> onnx.NodeProto:

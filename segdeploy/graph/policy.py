@@ -171,7 +171,7 @@ def parse_policy(content: str, name: str, what: str, base: str = DEFAULT) -> Pol
     if set(policy.groups) == set(CHOICES) and "activations" in plain:
         return policy
     usual = shipped_policy(base)
-    groups = usual.groups | policy.groups
+    groups = usual.groups | _older_names(policy.groups)
     reasons = {g: why for g, why in usual.reasons.items() if groups[g] == usual.groups[g]}
     return replace(
         policy,
@@ -179,6 +179,12 @@ def parse_policy(content: str, name: str, what: str, base: str = DEFAULT) -> Pol
         activations=plain.get("activations", usual.activations),
         reasons=reasons | policy.reasons,
     )
+
+
+def _older_names(groups: dict[str, str]) -> dict[str, str]:
+    """Return the choices of a file that may be older than a group: then it was part of another."""
+    parts = {"stem_residual": "stem"}
+    return {part: groups[whole] for part, whole in parts.items() if whole in groups} | groups
 
 
 def policy_text(policy: Policy) -> str:

@@ -55,8 +55,8 @@ SPEC = PreprocessSpec()
 Arrays = list[NDArray[Any]]
 
 
-def _graph(name: str, folder: Any) -> onnx.ModelProto:
-    """Return the plain fp32 graph of a model with sane statistics, of one size."""
+def _graph(name: str, folder: Any, size: tuple[int, int] | None = SIZE) -> onnx.ModelProto:
+    """Return the plain fp32 graph of a model with sane statistics, of one size or any."""
     torch.manual_seed(0)
     module = create_model(name, NUM_CLASSES)
     for norm in (m for m in module.modules() if isinstance(m, nn.BatchNorm2d)):
@@ -67,7 +67,7 @@ def _graph(name: str, folder: Any) -> onnx.ModelProto:
         folder / "checkpoint", module, model=name, task=Task.MULTICLASS,
         classes=tuple("abcde"), preprocess=SPEC, trained=False,
     )  # fmt: skip
-    return export_checkpoint(saved, SIZE)
+    return export_checkpoint(saved, size)
 
 
 @pytest.fixture(
@@ -431,6 +431,18 @@ def test_a_pass_keeps_its_contract_its_input_and_the_result(
     assert example.apply(before) == after  # The same every time.
     reference = run(before, example.feed_before(image, batch))
     example.compare(reference, run(after, example.feed(image, batch)))
+
+
+@pytest.mark.parametrize("size", [SIZE, None], ids=["fixed", "open"])
+def test_the_head_of_lraspp_enlarges_classes_not_channels(size: Any, tmp_path: Any) -> None:
+    model = _graph("lraspp_mobilenet_v3_large", tmp_path, size)
+    shapes = {t.name: t.dims for t in model.graph.initializer}
+    made = {name: node for node in model.graph.node for name in node.output}
+    first, last = (n for n in model.graph.node if n.op_type == "Resize")
+    assert made[first.input[0]].op_type == "Conv"
+    assert shapes[made[first.input[0]].input[1]][0] == NUM_CLASSES
+    assert made[last.input[0]].op_type == "Add"
+    assert "ReduceMean" not in [n.op_type for n in model.graph.node]
 
 
 # What a contract finds: each change is one that some pass could make by mistake.

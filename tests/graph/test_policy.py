@@ -74,11 +74,12 @@ def test_groups_left_out_are_as_in_the_default() -> None:
 
 def test_a_shipped_reason_goes_with_the_choice_that_it_is_for() -> None:
     usual = shipped_policy("tensorrt").reasons
-    changed = "[groups]\nclassifier = 'int8'\nstem = 'int8'\npooled = 'weights'\n"
-    policy = parse_policy(f"{changed}[reasons]\nstem = 'mine'", "mine", "mine", base="tensorrt")
+    groups = "[groups]\nclassifier = 'int8'\nstem = 'int8'\npooled = 'weights'\n"
+    policy = parse_policy(f"{groups}[reasons]\nstem = 'mine'", "mine", "mine", base="tensorrt")
     assert policy.choose("n", "classifier") == ("int8", "")
     assert policy.choose("n", "stem") == ("int8", "mine")
-    kept = {g: why for g, why in usual.items() if g not in {"classifier", "stem"}}
+    changed = {"classifier", "stem", "stem_residual"}  # The last is a part of the second.
+    kept = {g: why for g, why in usual.items() if g not in changed}
     assert policy.reasons == {**kept, "stem": "mine"}
 
 
@@ -136,3 +137,11 @@ def test_a_file_begins_with_the_policy_of_its_backend(tmp_path: Path) -> None:
     assert load_policy("tensorrt", "onnx") == shipped_policy("tensorrt")
     with pytest.raises(ConfigError, match="is empty"):
         load_policy("", "onnx")
+
+
+def test_a_file_older_than_a_group_means_what_it_meant() -> None:
+    old = parse_policy('[groups]\nstem = "int8"\n', "old", "old", base="onnx")
+    assert old.choose("n", "stem_residual") == ("int8", "")
+    new = parse_policy('[groups]\nstem = "int8"\nstem_residual = "float"\n', "n", "n", base="onnx")
+    assert new.groups["stem_residual"] == "float"
+    assert parse_policy("", "empty", "empty", base="onnx").groups["stem_residual"] == "float"

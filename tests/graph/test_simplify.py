@@ -23,7 +23,12 @@ SIZE = (9, 13)
 
 
 def closed(
-    nodes: Sequence[Node], outputs: Sequence[str], *, channels: int = 6, sides: Any = SIZE
+    nodes: Sequence[Node],
+    outputs: Sequence[str],
+    *,
+    channels: int = 6,
+    sides: Any = SIZE,
+    used: Sequence[str] = (),
 ) -> onnx.ModelProto:
     """Return a model of `tensor` (N, channels, H, W) with constants that nodes of it may use."""
     rng = np.random.default_rng(0)
@@ -39,15 +44,17 @@ def closed(
         "sizes": np.asarray([1, 6, 20, 31], np.int64),
         "ends": np.asarray([20, 31], np.int64),
         "axes": np.asarray([-1, -2], np.int64),
+        "two_three": np.asarray([2, 3], np.int64),
+        "yes": np.asarray(True),
         "one_axis": np.asarray([-1], np.int64),
     }
-    used = {name for node in nodes for name in node.input}
+    read = {*used, *(name for node in nodes for name in node.input)}
     graph = helper.make_graph(
         nodes,
         "g",
         [helper.make_tensor_value_info("tensor", TensorProto.FLOAT, ["N", channels, *sides])],
         [helper.make_tensor_value_info(n, TensorProto.FLOAT, None) for n in outputs],
-        [numpy_helper.from_array(v, n) for n, v in constants.items() if n in used],
+        [numpy_helper.from_array(v, n) for n, v in constants.items() if n in read],
     )
     model = helper.make_model(graph, opset_imports=[helper.make_opsetid("", 18)], ir_version=10)
     model = onnx.shape_inference.infer_shapes(model, strict_mode=True)
@@ -85,29 +92,85 @@ SHAPE = helper.make_node("Shape", ["tensor"], ["two"], name="shape", start=0, en
 CONCAT = helper.make_node("Concat", ["two", "ends"], ["four"], name="concat", axis=0)
 
 
+BY_SIZES = [resize(["tensor", "", "", "sizes"])]
+BY_AXES = [resize(["tensor", "", "", "ends"], axes=[2, 3])]
+BY_SHAPE = [SHAPE, CONCAT, resize(["tensor", "", "", "four"])]
+OPEN = [
+    SHAPE,
+    helper.make_node("Shape", ["tensor"], ["sides"], name="sides", start=2, end=4),
+    helper.make_node("Mul", ["sides", "two_three"], ["ends_"], name="times"),
+    helper.make_node("Concat", ["two", "ends_"], ["four"], name="concat", axis=0),
+    resize(["tensor", "", "", "four"]),
+]
+
+
 @pytest.mark.parametrize(
-    "nodes",
+    ("nodes", "sides"),
     [
-        [resize(["tensor", "", "twice"])],
-        [resize(["tensor", "", "twice"], mode="nearest")],
-        [resize(["tensor", "", "twice"], coordinate_transformation_mode="align_corners")],
-        [resize(["tensor", "", "", "sizes"])],
-        [resize(["tensor", "", "", "ends"], axes=[2, 3])],
-        [SHAPE, CONCAT, resize(["tensor", "", "", "four"])],
+        ([resize(["tensor", "", "twice"])], ("H", "W")),
+        ([resize(["tensor", "", "twice"], mode="nearest")], ("H", "W")),
+        ([resize(["tensor", "", "twice"], coordinate_transformation_mode="align_corners")], SIZE),
+        (BY_SIZES, SIZE),
+        (BY_AXES, SIZE),
+        (BY_SHAPE, SIZE),
+        (OPEN, ("H", "W")),
     ],
-    ids=["scales", "nearest", "align_corners", "sizes", "axes", "computed"],
+    ids=["scales", "nearest", "align_corners", "sizes", "axes", "shape", "open"],
 )
-def test_a_narrowing_convolution_goes_before_the_resize(nodes: list[Node]) -> None:
-    model = closed([*nodes, CONV], ["y"], sides=("H", "W"))
+def test_a_narrowing_convolution_goes_before_the_resize(nodes: list[Node], sides: Any) -> None:
+    model = closed([*nodes, CONV], ["y"], sides=sides)
     kept = model.SerializeToString(deterministic=True)
     changed = narrow_before_resize(model)
     onnx.checker.check_model(changed, full_check=True)
     assert model.SerializeToString(deterministic=True) == kept
-    assert kinds(changed)[0] == "Conv"
+    assert "Conv" in kinds(changed)
     assert kinds(changed)[-1] == "Resize"
     assert len(changed.graph.node) == len(model.graph.node)
     before = run(model, tensor())
     np.testing.assert_allclose(run(changed, tensor()), before, rtol=0, atol=1e-5)
+
+
+@pytest.mark.parametrize("nodes", [BY_SIZES, BY_AXES, BY_SHAPE], ids=["sizes", "axes", "shape"])
+@pytest.mark.parametrize("sides", [(40, 40), ("H", "W")], ids=["shrinks", "unknown"])
+def test_a_resize_by_sizes_that_may_shrink_stays(nodes: list[Node], sides: Any) -> None:
+    model = closed([*nodes, CONV], ["y"], sides=sides)
+    assert narrow_before_resize(model) == model
+
+
+def test_a_resize_that_makes_channels_stays() -> None:
+    more = resize(["tensor", "", "", "sizes"], mode="nearest")
+    model = closed([more, CONV], ["y"], channels=3)
+    assert narrow_before_resize(model) == model
+
+
+def branch(result: str, source: str) -> onnx.GraphProto:
+    node = helper.make_node("Identity", [source], [result])
+    return helper.make_graph(
+        [node], result, [], [helper.make_tensor_value_info(result, TensorProto.FLOAT, [None] * 4)]
+    )
+
+
+def test_what_branches_of_control_flow_read_is_kept() -> None:
+    choose = helper.make_node(
+        "If", ["yes"], ["y"], name="if", then_branch=branch("t", "w"), else_branch=branch("e", "m")
+    )
+    model = closed([mean("axes"), choose], ["y"], used=["yes", "w"])
+    for each in (use_global_pool, narrow_before_resize):
+        assert each(model) == model
+
+
+def test_a_mean_of_integers_stays() -> None:
+    cast = helper.make_node("Cast", ["tensor"], ["whole"], name="cast", to=TensorProto.INT64)
+    back = helper.make_node("Cast", ["m"], ["y"], name="back", to=TensorProto.FLOAT)
+    model = closed([cast, mean("axes", "whole"), back], ["y"])
+    assert "ReduceMean" in kinds(use_global_pool(model))
+
+
+@pytest.mark.parametrize("name", ["image_rows", "image_pixels_shape", "image_mean_rows"])
+def test_a_name_that_is_taken_leaves_the_image(name: str) -> None:
+    model = image_graph(PreprocessSpec())
+    model.graph.node.append(helper.make_node("Relu", ["y"], [name], name="taken"))
+    assert normalize_in_rows(model) == model
 
 
 @pytest.mark.parametrize(
