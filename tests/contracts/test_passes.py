@@ -16,7 +16,7 @@ import onnxruntime
 import pytest
 import torch
 from numpy.typing import NDArray
-from onnx import helper, numpy_helper
+from onnx import numpy_helper
 from torch import nn
 
 from segdeploy.backends.onnx_export import export_checkpoint
@@ -46,9 +46,16 @@ from segdeploy.graph.qdq import insert_qdq
 from segdeploy.graph.u8_activations import use_u8_activations
 from segdeploy.graph.zero_points import fold_zero_points
 from segdeploy.zoo import create_model, save_checkpoint
+from tests.contracts.unpassed import (
+    NUM_CLASSES,
+    SIZE,
+    older,
+    with_batch_norms,
+    with_identities,
+    with_late_classifier,
+    with_means,
+)
 
-NUM_CLASSES = 5
-SIZE = (48, 64)
 QUICK = ("lraspp_mobilenet_v3_large",)
 SLOW = ("unet", "deeplabv3_resnet50", "pspnet_resnet18", "u2net_lite", "fpn_resnet18")
 SPEC = PreprocessSpec()
@@ -137,59 +144,6 @@ def _argmax(before: Arrays, after: Arrays) -> None:
     np.testing.assert_array_equal(after[0], before[0].argmax(1))
 
 
-def _with_identities(model: onnx.ModelProto) -> onnx.ModelProto:
-    """Put an Identity before every convolution's input and its weight: something to fold."""
-    changed = onnx.ModelProto()
-    changed.CopyFrom(model)
-    nodes: list[onnx.NodeProto] = []
-    for node in model.graph.node:
-        copied = onnx.NodeProto()
-        copied.CopyFrom(node)
-        if node.op_type == "Conv":
-            for index in (0, 1):
-                name = f"{node.name}_same_{index}"
-                nodes.append(helper.make_node("Identity", [node.input[index]], [name], name=name))
-                copied.input[index] = name
-        nodes.append(copied)
-    del changed.graph.node[:]
-    changed.graph.node.extend(nodes)
-    return changed
-
-
-def _with_batch_norms(model: onnx.ModelProto) -> onnx.ModelProto:
-    """Put a BatchNormalization, the identity but for rounding, behind every convolution."""
-    changed = onnx.ModelProto()
-    changed.CopyFrom(model)
-    widths = {t.name: t.dims[0] for t in model.graph.initializer}
-    nodes: list[onnx.NodeProto] = []
-    rng = np.random.default_rng(0)
-    for node in model.graph.node:
-        copied = onnx.NodeProto()
-        copied.CopyFrom(node)
-        nodes.append(copied)
-        if node.op_type != "Conv":
-            continue
-        result, width = node.output[0], widths[node.input[1]]
-        copied.output[0] = f"{result}_raw"
-        variance = rng.uniform(0.5, 2, width)
-        mean = rng.normal(size=width)
-        gamma = np.sqrt(variance + 1e-5)
-        values = {"gamma": gamma, "beta": mean, "mean": mean, "variance": variance}
-        names = [f"{result}_{name}" for name in values]
-        changed.graph.initializer.extend(
-            numpy_helper.from_array(each.astype(np.float32), name)
-            for name, each in zip(names, values.values(), strict=True)
-        )
-        nodes.append(
-            helper.make_node(
-                "BatchNormalization", [f"{result}_raw", *names], [result], name=f"{result}_norm"
-            )
-        )
-    del changed.graph.node[:]
-    changed.graph.node.extend(nodes)
-    return changed
-
-
 def _without_batch_norms(model: onnx.ModelProto) -> onnx.ModelProto:
     folded = fold_batch_norm(model)
     assert not [n for n in folded.graph.node if n.op_type == "BatchNormalization"]
@@ -235,56 +189,11 @@ def _in_rows(model: onnx.ModelProto) -> onnx.ModelProto:
     return changed
 
 
-def _with_means(model: onnx.ModelProto) -> onnx.ModelProto:
-    """Put a global mean, as torch.onnx writes it, behind the logits: each less its own mean."""
-    changed = onnx.ModelProto()
-    changed.CopyFrom(model)
-    graph = changed.graph
-    for node in graph.node:
-        for part in (node.input, node.output):
-            part[:] = ["raw" if name == "logits" else name for name in part]
-    graph.initializer.append(numpy_helper.from_array(np.asarray([-1, -2]), "both_sides"))
-    graph.node.extend(
-        [
-            helper.make_node("ReduceMean", ["raw", "both_sides"], ["last_mean"], name="last_mean"),
-            helper.make_node("Sub", ["raw", "last_mean"], ["logits"], name="less_mean"),
-        ]
-    )
-    return changed
-
-
 def _pooled(model: onnx.ModelProto) -> onnx.ModelProto:
     changed = use_global_pool(model)
     kinds = [node.op_type for node in changed.graph.node]
     assert "ReduceMean" not in kinds
     assert "GlobalAveragePool" in kinds
-    return changed
-
-
-def _with_late_classifier(model: onnx.ModelProto) -> onnx.ModelProto:
-    """Double the logits' size, and mix them into fewer classes behind that."""
-    changed = onnx.ModelProto()
-    changed.CopyFrom(model)
-    graph = changed.graph
-    for node in graph.node:
-        for part in (node.input, node.output):
-            part[:] = ["raw" if name == "logits" else name for name in part]
-    rng = np.random.default_rng(2)
-    values = {
-        "mix": rng.normal(size=(3, NUM_CLASSES, 1, 1)).astype(np.float32),
-        "mix_bias": rng.normal(size=3).astype(np.float32),
-        "double": np.asarray([1, 1, 2, 2], np.float32),
-    }
-    graph.initializer.extend(numpy_helper.from_array(v, name) for name, v in values.items())
-    graph.node.extend(
-        [
-            helper.make_node("Resize", ["raw", "", "double"], ["wide"], name="wide", mode="linear"),
-            helper.make_node("Conv", ["wide", "mix", "mix_bias"], ["logits"], name="mix"),
-        ]
-    )
-    sides = [None, 3, *(2 * side for side in SIZE)]
-    del graph.output[:]
-    graph.output.append(helper.make_tensor_value_info("logits", onnx.TensorProto.FLOAT, sides))
     return changed
 
 
@@ -296,33 +205,6 @@ def _narrowed(model: onnx.ModelProto) -> onnx.ModelProto:
 
 _SEEN: Arrays = []  # The batch that results are compared on: calibration must have seen its like.
 _PLAIN: list[onnx.ModelProto] = []  # The graph that a quantised one was made of.
-
-
-def _older(model: onnx.ModelProto) -> onnx.ModelProto:
-    """Return the graph as opset 17 would write it: ReduceMean takes its axes as an attribute."""
-    changed = onnx.ModelProto()
-    changed.CopyFrom(model)
-    stored = {t.name: t for t in changed.graph.initializer}
-    for node in changed.graph.node:
-        if node.op_type in {"ReduceMean", "ReduceMax"} and len(node.input) > 1:
-            axes = numpy_helper.to_array(stored[node.input.pop()]).tolist()
-            node.attribute.append(helper.make_attribute("axes", axes))
-        for name in (
-            "antialias",
-            "keep_aspect_ratio_policy",
-            "noop_with_empty_axes",
-            "num_outputs",
-        ):
-            if attribute(node, name) is not None:
-                kept = [a for a in node.attribute if a.name != name]
-                del node.attribute[:]
-                node.attribute.extend(kept)
-    used = {name for node in changed.graph.node for name in node.input}
-    kept_tensors = [t for t in changed.graph.initializer if t.name in used]
-    del changed.graph.initializer[:]
-    changed.graph.initializer.extend(kept_tensors)
-    changed.opset_import[0].version = 17
-    return changed
 
 
 def _batches() -> Arrays:
@@ -358,8 +240,8 @@ def _centred(image: NDArray[np.uint8]) -> NDArray[np.float32]:
 
 
 EXAMPLES = {
-    "constant_folding": Example(_folded, _equal, _with_identities),
-    "batch_norm_folding": Example(_without_batch_norms, _close(1e-5), _with_batch_norms),
+    "constant_folding": Example(_folded, _equal, with_identities),
+    "batch_norm_folding": Example(_without_batch_norms, _close(1e-5), with_batch_norms),
     "fp16_cast": Example(cast_to_fp16, _close(0.02)),
     "qdq_insertion": Example(
         _quantized, _close(0.7)
@@ -386,9 +268,9 @@ EXAMPLES = {
         feed=lambda image, _: image[None],
         feed_before=lambda image, _: image[None],
     ),
-    "global_pooling": Example(_pooled, _close(1e-5), _with_means),
-    "narrowing_before_resize": Example(_narrowed, _close(1e-5), _with_late_classifier),
-    "opset_conversion": Example(convert_opset, _equal, _older),
+    "global_pooling": Example(_pooled, _close(1e-5), with_means),
+    "narrowing_before_resize": Example(_narrowed, _close(1e-5), with_late_classifier),
+    "opset_conversion": Example(convert_opset, _equal, older),
 }
 
 

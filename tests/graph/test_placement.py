@@ -66,10 +66,9 @@ class _Builder:
 
 
 def _closed(b: _Builder) -> onnx.ModelProto:
-    value = helper.make_tensor_value_info
-    inputs = [value("tensor", TensorProto.FLOAT, ["N", 3, 32, 48])]
-    outputs = [value("logits", TensorProto.FLOAT, ["N", 5, None, None])]
-    graph = helper.make_graph(b.nodes, "main_graph", inputs, outputs, b.stored)
+    sides: dict[str, list[Any]] = {"tensor": ["N", 3, 32, 48], "logits": ["N", 5, None, None]}
+    ends = [helper.make_tensor_value_info(n, TensorProto.FLOAT, s) for n, s in sides.items()]
+    graph = helper.make_graph(b.nodes, "main_graph", ends[:1], ends[1:], b.stored)
     model = helper.make_model(graph, opset_imports=[helper.make_opsetid("", 18)], ir_version=10)
     onnx.checker.check_model(model, full_check=True)
     return model
