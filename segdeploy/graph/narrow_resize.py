@@ -20,6 +20,8 @@ from segdeploy.graph.proto import (
     attribute,
     consumers,
     copy_model,
+    copy_node,
+    free_name,
     has_subgraphs,
     initializers,
     producers,
@@ -120,7 +122,7 @@ class _Rewrite:
     def _stored_sizes(self, sizes: str, node: onnx.NodeProto) -> str:
         values = to_array(self.stored[sizes]).copy()
         values[1] = self.stored[node.input[1]].dims[0]
-        name = self._free(f"{sizes}{_SUFFIX}")
+        name = self._narrow(sizes)
         self.stored[name] = numpy_helper.from_array(values, name)
         return name
 
@@ -128,8 +130,8 @@ class _Rewrite:
         self, resize: onnx.NodeProto, node: onnx.NodeProto, ends: list[str]
     ) -> list[onnx.NodeProto]:
         """Return convolution, what computes the sizes anew if it has to be, and Resize."""
-        convolution, enlarged = _copied(node), _copied(resize)
-        narrow = self._free(f"{resize.input[0]}{_SUFFIX}")
+        convolution, enlarged = copy_node(node), copy_node(resize)
+        narrow = self._narrow(resize.input[0])
         convolution.input[0], convolution.output[0] = resize.input[0], narrow
         nodes = [convolution]
         if ends[2] not in self.stored and ends[2] and attribute(resize, "axes") is None:
@@ -145,13 +147,16 @@ class _Rewrite:
         self, narrow: str, sizes: str, wide: str, nodes: list[onnx.NodeProto]
     ) -> list[str]:
         """Append the Shape and Concat of the narrow map to `nodes`; return the sizes' name."""
-        concat = _copied(self.made[sizes])
-        shape = _copied(self.made[concat.input[0]])
-        shape.input[0], shape.output[0] = narrow, self._free(f"{shape.output[0]}{_SUFFIX}")
-        concat.input[0], concat.output[0] = shape.output[0], self._free(f"{sizes}{_SUFFIX}")
-        shape.name, concat.name = (self._free(f"{n.name}{_SUFFIX}") for n in (shape, concat))
+        concat = copy_node(self.made[sizes])
+        shape = copy_node(self.made[concat.input[0]])
+        shape.input[0], shape.output[0] = narrow, self._narrow(shape.output[0])
+        concat.input[0], concat.output[0] = shape.output[0], self._narrow(sizes)
+        shape.name, concat.name = self._narrow(shape.name), self._narrow(concat.name)
         nodes += [shape, concat]
         return [concat.output[0]]
+
+    def _narrow(self, name: str) -> str:
+        return free_name(f"{name}{_SUFFIX}", self.taken)
 
     def _drop_unread(self, gone: set[str]) -> None:
         """Remove what only the old sizes needed, and what is known of tensors that are no more."""
@@ -165,12 +170,6 @@ class _Rewrite:
         values = [v for v in self.graph.value_info if v.name in present and v.name not in gone]
         del self.graph.value_info[:]
         self.graph.value_info.extend(values)
-
-    def _free(self, name: str) -> str:
-        while name in self.taken:
-            name += "_"
-        self.taken.add(name)
-        return name
 
 
 def _sample_shapes(model: onnx.ModelProto) -> dict[str, list[int]]:
@@ -197,12 +196,6 @@ def _sample_shapes(model: onnx.ModelProto) -> dict[str, list[int]]:
         for value in [*graph.input, *graph.value_info, *graph.output]
     }
     return {name: dims for name, dims in shapes.items() if all(dims)}
-
-
-def _copied(node: onnx.NodeProto) -> onnx.NodeProto:
-    copied = onnx.NodeProto()
-    copied.CopyFrom(node)
-    return copied
 
 
 def _is_pointwise(node: onnx.NodeProto, stored: dict[str, onnx.TensorProto]) -> bool:

@@ -152,12 +152,13 @@ def replace_initializers(graph: onnx.GraphProto, tensors: Iterable[onnx.TensorPr
 
 def replace_nodes(graph: onnx.GraphProto, nodes: Iterable[onnx.NodeProto]) -> None:
     """Set the graph's nodes, in place; the order must already be topological."""
-    kept = [_copy_node(node) for node in nodes]
+    kept = [copy_node(node) for node in nodes]
     del graph.node[:]
     graph.node.extend(kept)
 
 
-def _copy_node(node: onnx.NodeProto) -> onnx.NodeProto:
+def copy_node(node: onnx.NodeProto) -> onnx.NodeProto:
+    """Return a copy of one node."""
     copied = onnx.NodeProto()
     copied.CopyFrom(node)
     return copied
@@ -171,3 +172,11 @@ def tensor_names(graph: onnx.GraphProto) -> Iterator[str]:
         yield tensor.name
     for node in graph.node:
         yield from node.output
+
+
+def free_name(name: str, taken: set[str]) -> str:
+    """Return a name that is not taken, by underscores at its end, and take it."""
+    while name in taken:
+        name += "_"
+    taken.add(name)
+    return name

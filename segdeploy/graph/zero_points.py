@@ -19,6 +19,7 @@ from segdeploy.graph.proto import (
     attribute,
     consumers,
     copy_model,
+    free_name,
     initializers,
     producers,
     replace_initializers,
@@ -50,7 +51,7 @@ def fold_zero_points(model: onnx.ModelProto) -> onnx.ModelProto:
             if shift is not None:
                 name = dequantize.output[0]
                 if name not in plain:
-                    plain[name] = _free(f"{name}{_SUFFIX}", taken)
+                    plain[name] = free_name(f"{name}{_SUFFIX}", taken)
                     nodes.append(_without_zero_point(dequantize, plain[name], stored, taken))
                 _add_to_bias(node, shift, stored, taken)
                 node.input[0] = plain[name]
@@ -115,7 +116,7 @@ def _without_zero_point(
     dequantize: onnx.NodeProto, result: str, stored: dict[str, onnx.TensorProto], taken: set[str]
 ) -> onnx.NodeProto:
     """Return a DequantizeLinear of the same bytes that calls byte 0 zero."""
-    zero = _free(f"{result}_zero_point", taken)
+    zero = free_name(f"{result}_zero_point", taken)
     kind = to_array(stored[dequantize.input[2]])
     stored[zero] = numpy_helper.from_array(np.zeros_like(kind), zero)
     return helper.make_node(
@@ -131,14 +132,7 @@ def _add_to_bias(
 ) -> None:
     has_bias = len(node.input) > 2 and bool(node.input[2])
     bias = to_array(stored[node.input[2]]).astype(np.float64) if has_bias else 0.0
-    name = _free(f"{node.name}_bias{_SUFFIX}", taken)
+    name = free_name(f"{node.name}_bias{_SUFFIX}", taken)
     stored[name] = numpy_helper.from_array((bias - shift).astype(np.float32), name)
     del node.input[2:]
     node.input.append(name)
-
-
-def _free(name: str, taken: set[str]) -> str:
-    while name in taken:
-        name += "_"
-    taken.add(name)
-    return name
