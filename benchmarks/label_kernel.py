@@ -32,8 +32,8 @@ from segdeploy.core.preprocess import resize_image
 from segdeploy.core.task import Task
 from segdeploy.measure.environment import describe_environment
 from segdeploy.upsampling import reference_labels, upsample_labels
-from segdeploy.upsampling.kernel import compiled_fill
-from segdeploy.upsampling.labels import fill_labels
+from segdeploy.upsampling.kernel import compiled_form
+from segdeploy.upsampling.labels import fill_labels, numpy_form
 from segdeploy.upsampling.reference import find_axis
 
 HERE = Path(__file__).parent
@@ -56,10 +56,10 @@ def by_torch(low: Logits, size: tuple[int, int]) -> Any:
     return full.argmax(dim=1).numpy()
 
 
-def by_kernel(fill: Any) -> Way:
+def by_kernel(form: Any) -> Way:
     def run(low: Logits, size: tuple[int, int]) -> Any:
         return upsample_labels(
-            low, size, align_corners=False, task=Task.MULTICLASS, num_labels=low.shape[1], fill=fill
+            low, size, align_corners=False, task=Task.MULTICLASS, num_labels=low.shape[1], form=form
         )
 
     return run
@@ -68,9 +68,9 @@ def by_kernel(fill: Any) -> Way:
 WAYS: dict[str, Way] = {
     "reference (NumPy, all pixels)": by_reference,
     "torch interpolate + argmax, 2 threads": by_torch,
-    "kernel, NumPy": by_kernel(fill_labels),
-    "kernel, numba, 1 thread": by_kernel(compiled_fill(1)),
-    "kernel, numba, 2 threads": by_kernel(compiled_fill(2)),
+    "kernel, NumPy": by_kernel(numpy_form),
+    "kernel, numba, 1 thread": by_kernel(compiled_form(1)),
+    "kernel, numba, 2 threads": by_kernel(compiled_form(2)),
 }
 
 

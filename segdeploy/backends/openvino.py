@@ -61,7 +61,7 @@ class OpenVinoSession:
         outputs: tuple[TensorSpec, ...],
     ) -> None:
         self._compile_for: Callable[[int | None], Any] | None = compile_for
-        self._requests: dict[int | None, Any] = {}
+        self._requests: dict[int | None, _Request] = {}
         self.inputs = inputs
         self.outputs = outputs
         self._is_used = False
@@ -73,25 +73,22 @@ class OpenVinoSession:
         request = self._request(batch.shape[0])
         self._is_used = True
         enter(Region.HOST_TO_DEVICE)
-        kept = self._place(request, batch)
+        request.place(batch)
         enter(Region.RUN)
-        _infer(request, kept)
+        request.infer()
         enter(Region.DEVICE_TO_HOST)
-        return {
-            spec.name: np.array(request.get_tensor(spec.name).data)  # The request's own memory.
-            for spec in self.outputs
-        }
+        return {spec.name: request.read(spec.name) for spec in self.outputs}
 
     def bind(self, batch: Array) -> Callable[[], None]:
         """Return a call that runs this batch once, in a request of its own."""
         check_batch(batch, self.inputs[0])
-        request = self._request(batch.shape[0]).get_compiled_model().create_infer_request()
+        request = self._request(batch.shape[0]).another()
         self._is_used = True
-        kept = self._place(request, batch)
+        request.place(batch)
 
         def call() -> None:
             self._check_open()
-            _infer(request, kept)
+            request.infer()
 
         return call
 
@@ -100,13 +97,13 @@ class OpenVinoSession:
         self._compile_for = None
         self._requests.clear()
 
-    def _request(self, num_images: int) -> Any:
+    def _request(self, num_images: int) -> _Request:
         """Return the request of a batch size; the one that was used least lately makes room."""
         compile_for = self._check_open()
         size = num_images if has_open_batch_only(self.inputs[0]) else None
         request = self._requests.pop(size, None)
         if request is None:
-            request = compile_for(size).create_infer_request()
+            request = _Request(compile_for(size), self.inputs[0].name)
             if not self._is_used:
                 self._requests.clear()  # What opening compiled is not what is wanted.
         self._requests[size] = request
@@ -119,21 +116,48 @@ class OpenVinoSession:
             raise ArtifactError("The session is closed.")
         return self._compile_for
 
-    def _place(self, request: Any, batch: Array) -> Array:
-        """Set the input tensor; return the array that it lives in, to be kept until the run."""
+
+class _Request:
+    """A request of a compiled model, and the array that its input tensor lives in."""
+
+    def __init__(self, compiled: Any, input_name: str) -> None:
+        self.compiled = compiled
+        self._input_name = input_name
+        self._request = compiled.create_infer_request()
+        self._placed: Array | None = None
+
+    def another(self) -> _Request:
+        """Return one of the same model."""
+        return _Request(self.compiled, self._input_name)
+
+    def place(self, batch: Array) -> None:
+        """Set the input tensor; not again where it is set already, as in a loop over one buffer."""
         kept = np.require(batch, requirements=["C", "W"])
-        tensor = import_package("openvino", "openvino").Tensor(kept, shared_memory=True)
-        request.set_tensor(self.inputs[0].name, tensor)
-        return kept
+        if self._placed is None or not _is_same_memory(kept, self._placed):
+            tensor = import_package("openvino", "openvino").Tensor(kept, shared_memory=True)
+            self._request.set_tensor(self._input_name, tensor)
+            self._placed = kept  # Alive, so no other array can come to lie in its place.
+
+    def infer(self) -> None:
+        """Run what was placed."""
+        try:
+            self._request.infer()
+        except RuntimeError as error:
+            shape = None if self._placed is None else self._placed.shape
+            raise ArtifactError(f"OpenVINO cannot run a batch of shape {shape}: {error}") from error
+
+    def read(self, output_name: str) -> Array:
+        """Return an output; the tensor is the request's own memory."""
+        return np.array(self._request.get_tensor(output_name).data)
 
 
-def _infer(request: Any, batch: Array) -> None:
-    try:
-        request.infer()
-    except RuntimeError as error:
-        raise ArtifactError(
-            f"OpenVINO cannot run a batch of shape {batch.shape}: {error}"
-        ) from error
+def _is_same_memory(one: Array, other: Array) -> bool:
+    """Return whether two contiguous arrays are the same numbers in the same place."""
+    return (
+        one.__array_interface__["data"] == other.__array_interface__["data"]
+        and one.shape == other.shape
+        and one.dtype == other.dtype
+    )
 
 
 class OpenVinoBackend(Backend):
@@ -145,7 +169,7 @@ class OpenVinoBackend(Backend):
     payload_name = "model.xml"
     other_files = ("model.bin",)
     packages = ("openvino",)
-    recipe = 1
+    recipe = 2
 
     def require(self) -> None:
         """Raise BackendUnavailableError if openvino is missing."""
@@ -282,12 +306,14 @@ def check_executed(compiled: Any, precision: Precision) -> None:
 
 def _readable(graph: Path, precision: Precision) -> bytes:
     """Return the graph as OpenVINO computes it fastest, and int8 without going wrong."""
+    from segdeploy.graph.image_bytes import read_image_bytes
     from segdeploy.graph.image_rows import normalize_in_rows
+    from segdeploy.graph.pool_in_steps import pool_in_steps
     from segdeploy.graph.proto import graph_bytes, load_graph
     from segdeploy.graph.u8_activations import use_u8_activations
     from segdeploy.graph.zero_points import fold_zero_points
 
-    model = normalize_in_rows(load_graph(graph))
+    model = normalize_in_rows(read_image_bytes(load_graph(graph)))
     if precision is not Precision.INT8:
         return graph_bytes(model)
     if all(node.op_type != "QuantizeLinear" for node in model.graph.node):
@@ -296,7 +322,7 @@ def _readable(graph: Path, precision: Precision) -> bytes:
             "leaves all activations in float.",
             hint="Give another --int8-policy, or export openvino-fp32.",
         )
-    return graph_bytes(fold_zero_points(use_u8_activations(model)))
+    return graph_bytes(pool_in_steps(fold_zero_points(use_u8_activations(model))))
 
 
 def _name_nodes(model: Any) -> None:

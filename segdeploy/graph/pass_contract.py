@@ -127,9 +127,11 @@ PASSES: Registry[PassContract] = Registry(
         "low_logits": "segdeploy.graph.low_logits:CONTRACT",
         "label_output": "segdeploy.graph.label_output:CONTRACT",
         "metadata": "segdeploy.graph.metadata:CONTRACT",
+        "image_bytes": "segdeploy.graph.image_bytes:CONTRACT",
         "image_rows": "segdeploy.graph.image_rows:CONTRACT",
         "u8_activations": "segdeploy.graph.u8_activations:CONTRACT",
         "zero_points": "segdeploy.graph.zero_points:CONTRACT",
+        "pooling_in_steps": "segdeploy.graph.pool_in_steps:CONTRACT",
         "opset_conversion": "segdeploy.graph.opset:CONTRACT",
     },
 )

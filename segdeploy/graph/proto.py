@@ -93,6 +93,26 @@ def to_array(tensor: onnx.TensorProto) -> NDArray[Any]:
     return array
 
 
+def stored_weight(
+    name: str, made: dict[str, onnx.NodeProto], stored: dict[str, onnx.TensorProto]
+) -> NDArray[np.float64] | None:
+    """Return a weight that is stored, as it is or behind a DequantizeLinear; else None."""
+    if name in stored:
+        return to_array(stored[name]).astype(np.float64)
+    node = made.get(name)
+    if node is None or node.op_type != "DequantizeLinear" or attribute(node, "block_size", 0):
+        return None
+    if any(each not in stored for each in node.input):
+        return None
+    values, *grid = (to_array(stored[each]).astype(np.float64) for each in node.input)
+    axis = attribute(node, "axis", 1) % values.ndim
+    sides = [-1 if i == axis else 1 for i in range(values.ndim)]
+    scale, zero = (
+        each.reshape(sides if each.size > 1 else ()) for each in (*grid, np.zeros(1))[:2]
+    )
+    return np.asarray((values - zero) * scale)
+
+
 def attribute(node: onnx.NodeProto, name: str, default: Any = None) -> Any:
     """Return a node's attribute value."""
     for found in node.attribute:

@@ -23,8 +23,10 @@ from onnx import helper, numpy_helper
 from segdeploy.core.errors import BuildError
 from segdeploy.graph.clipping import LEVELS, TensorRange
 from segdeploy.graph.pass_contract import Need, PassContract
+from segdeploy.graph.pixel_rounding import round_for_pixels
 from segdeploy.graph.placement import Placement, Weight
 from segdeploy.graph.proto import (
+    attribute,
     consumers,
     copy_model,
     initializers,
@@ -142,7 +144,10 @@ class _QdqInsertion:
             channel_scales(values, weight.axis, floor), self.scale_type, weight.name
         )
         grid = np.expand_dims(scale, tuple(i for i in range(values.ndim) if i != weight.axis))
-        whole = np.clip(np.rint(values / grid), -LEVELS, LEVELS).astype(np.int8)
+        if any(self._reads_pixels(node) for node in nodes):
+            whole = round_for_pixels(values / grid, LEVELS).astype(np.int8)
+        else:
+            whole = np.clip(np.rint(values / grid), -LEVELS, LEVELS).astype(np.int8)
         names = [
             self._add(f"{weight.name}_q", whole),
             self._add(f"{weight.name}_scale", scale),
@@ -157,6 +162,12 @@ class _QdqInsertion:
                 axis=weight.axis,
             )
         ]  # fmt: skip
+
+    def _reads_pixels(self, node: onnx.NodeProto) -> bool:
+        """Return whether a convolution reads the picture: the input of the graph, all channels."""
+        inputs = {value.name for value in self.graph.input} - set(self.stored)
+        is_full = node.op_type == "Conv" and attribute(node, "group", 1) == 1
+        return is_full and node.input[0] in inputs
 
     def _bias_floor(
         self, nodes: list[onnx.NodeProto], values: NDArray[np.float32], axis: int

@@ -24,6 +24,7 @@ from segdeploy.graph.proto import (
     producers,
     replace_initializers,
     replace_nodes,
+    stored_weight,
     tensor_names,
     to_array,
 )
@@ -80,7 +81,7 @@ def _shift(
     stored: dict[str, onnx.TensorProto],
 ) -> NDArray[np.float64] | None:
     """Return s z sum(w) of each output channel; None where there is nothing to fold."""
-    weight = _stored_weight(node.input[1], made, stored)
+    weight = stored_weight(node.input[1], made, stored)
     has_bias = len(node.input) > 2 and bool(node.input[2])
     if weight is None or (has_bias and node.input[2] not in stored):
         return None
@@ -90,26 +91,6 @@ def _shift(
         return None
     scale, zero = (float(to_array(stored[n]).reshape(())) for n in dequantize.input[1:])
     return scale * zero * weight.sum(axis=tuple(range(1, weight.ndim))) if zero else None
-
-
-def _stored_weight(
-    name: str, made: dict[str, onnx.NodeProto], stored: dict[str, onnx.TensorProto]
-) -> NDArray[np.float64] | None:
-    """Return a weight that is stored, as it is or behind a DequantizeLinear of its channels."""
-    if name in stored:
-        return to_array(stored[name]).astype(np.float64)
-    node = made.get(name)
-    if node is None or node.op_type != "DequantizeLinear" or attribute(node, "block_size", 0):
-        return None
-    if any(each not in stored for each in node.input):
-        return None
-    values, *grid = (to_array(stored[each]).astype(np.float64) for each in node.input)
-    axis = attribute(node, "axis", 1) % values.ndim
-    sides = [-1 if i == axis else 1 for i in range(values.ndim)]
-    scale, zero = (
-        each.reshape(sides if each.size > 1 else ()) for each in (*grid, np.zeros(1))[:2]
-    )
-    return np.asarray((values - zero) * scale)
 
 
 def _without_zero_point(

@@ -191,12 +191,12 @@ def _decide_block(
     rows: AxisArrays,
     columns: AxisArrays,
     cell: _Cell,
-    ends: tuple[Floats, Floats],
+    ends: tuple[Floats, Floats, Floats, Floats],
     best: Floats,
     label: Ints,
 ) -> None:
     """Fill `label` for LANES columns from `cell.x` on; `ends` is scratch of LANES each."""
-    upper, lower = ends
+    upper, lower, _, _ = ends
     rest_x, weight_x, rest_y, weight_y = columns.rest, columns.weight, rows.rest, rows.weight
     y0, x0 = cell.y, cell.x
     num_rows = cell.y_end - y0
@@ -218,6 +218,40 @@ def _decide_block(
                 is_better = value > best[p]
                 label[p] = name if is_better else label[p]
                 best[p] = value if is_better else best[p]
+
+
+@_compile
+def _decide_pair(
+    corners: Floats,
+    first: int,
+    second: int,
+    rows: AxisArrays,
+    columns: AxisArrays,
+    y: int,
+    y_end: int,
+    x: int,
+    ends: tuple[Floats, Floats, Floats, Floats],
+    out: Any,
+) -> None:
+    """Label LANES columns from `x` on, where one of two classes wins: most boundaries are such.
+
+    `ends` is scratch of LANES each. The second class wins where it is greater, as in a scan.
+    """
+    upper, lower, upper_2, lower_2 = ends
+    rest_x, weight_x, rest_y, weight_y = columns.rest, columns.weight, rows.rest, rows.weight
+    for t in range(LANES):
+        rest, weight = rest_x[x + t], weight_x[x + t]
+        upper[t] = corners[0, first] * rest + corners[1, first] * weight
+        lower[t] = corners[2, first] * rest + corners[3, first] * weight
+        upper_2[t] = corners[0, second] * rest + corners[1, second] * weight
+        lower_2[t] = corners[2, second] * rest + corners[3, second] * weight
+    name, name_2 = out.dtype.type(first), out.dtype.type(second)
+    for row in range(y, y_end):
+        rest, weight = rest_y[row], weight_y[row]
+        for t in range(LANES):
+            value = upper[t] * rest + lower[t] * weight
+            value_2 = upper_2[t] * rest + lower_2[t] * weight
+            out[row, x + t] = name_2 if value_2 > value else name
 
 
 @_compile
@@ -275,7 +309,12 @@ def label_band(
     boundary = np.empty(columns.starts.size, np.int32)
     corners = np.empty((4, num_classes), np.float32)
     chosen = np.empty(num_classes, np.int32)
-    ends = np.empty(LANES, np.float32), np.empty(LANES, np.float32)
+    ends = (
+        np.empty(LANES, np.float32),
+        np.empty(LANES, np.float32),
+        np.empty(LANES, np.float32),
+        np.empty(LANES, np.float32),
+    )
     tallest = 0
     for g in range(first, last):
         tallest = max(tallest, rows.starts[g + 1] - rows.starts[g])
@@ -301,6 +340,9 @@ def label_band(
                 _decide_each(corners, is_binary, rows, columns, _Cell(y, y_end, x, x_end), out)
                 continue
             num_chosen = _choose(corners, least, chosen)
+            if num_chosen == 2 and x_end - x == LANES and not is_binary:
+                _decide_pair(corners, chosen[0], chosen[1], rows, columns, y, y_end, x, ends, out)
+                continue
             for left in range(x, x_end, LANES):
                 cell = _Cell(y, y_end, left, min(left + LANES, x_end))
                 _decide_block(

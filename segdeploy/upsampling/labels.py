@@ -7,7 +7,7 @@ far below one full-resolution map of logits. Serves where numba is not installed
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from typing import Any
 
@@ -22,6 +22,13 @@ _BLOCK = 1 << 18  # Values of one step: the block and its products stay in the s
 _MARGIN = np.float32(MARGIN * np.finfo(np.float32).eps)
 _LEAST = np.float32(LEAST_EXTENT)
 Places = NDArray[np.intp]
+
+
+def numpy_form(
+    task: Task, rows: Axis, columns: Axis, _kind: object
+) -> Callable[[Floats, Labels], int]:
+    """Return what labels an image, for this task and grid."""
+    return lambda logits, out: fill_labels(logits, task, rows, columns, out)
 
 
 def fill_labels(logits: Floats, task: Task, rows: Axis, columns: Axis, out: Labels) -> int:

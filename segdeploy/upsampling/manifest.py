@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any, Self
 
 import numpy as np
@@ -11,10 +11,11 @@ from numpy.typing import NDArray
 from segdeploy.core.errors import ManifestError
 from segdeploy.core.manifest import Manifest
 from segdeploy.core.task import Labels, Task
-from segdeploy.upsampling.kernel import prepare_kernel, upsample_labels
+from segdeploy.upsampling.kernel import Labeller, fastest_form, make_labeller, prepare_kernel
 from segdeploy.upsampling.reference import upsample_logits
 
 LOW_LOGITS = "low_logits"
+_MOST_LABELLERS = 16  # Sizes of images; a folder of pictures may have as many as pictures.
 
 
 @dataclass(frozen=True)
@@ -24,6 +25,7 @@ class Upsampler:
     task: Task
     num_labels: int
     align_corners: bool
+    _labellers: dict[object, Labeller] = field(default_factory=dict, repr=False, compare=False)
 
     @classmethod
     def of(cls, manifest: Manifest) -> Self:
@@ -46,13 +48,17 @@ class Upsampler:
 
     def labels(self, low: NDArray[np.floating[Any]], size: tuple[int, int]) -> Labels:
         """Return the label map (N, H, W) at `size` (H, W)."""
-        return upsample_labels(
-            low,
-            size,
-            align_corners=self.align_corners,
-            task=self.task,
-            num_labels=self.num_labels,
-        )
+        key = (low.shape, size)
+        labeller = self._labellers.get(key)
+        if labeller is None:
+            low_size = (low.shape[2], low.shape[3])
+            labeller = make_labeller(
+                low_size, size, self.align_corners, self.task, self.num_labels, fastest_form()
+            )
+            if len(self._labellers) == _MOST_LABELLERS:
+                del self._labellers[next(iter(self._labellers))]
+            self._labellers[key] = labeller
+        return labeller(low)
 
     def complete(
         self, found: dict[str, NDArray[Any]], size: tuple[int, int]

@@ -81,7 +81,7 @@ def _batch(num: int, height: int, width: int) -> np.ndarray:
 
 def _compiled(session: Any) -> Any:
     assert isinstance(session, OpenVinoSession)
-    return session._request(1).get_compiled_model()
+    return session._request(1).compiled
 
 
 @pytest.mark.parametrize("precision", ["fp32", pytest.param("bf16", marks=needs_bf16), "int8"])
@@ -117,7 +117,7 @@ def test_of_one_size_it_is_compiled_for_each_batch_size(
         batch = _batch(num_images, 33, 65)
         exact = reference.run(batch)["logits"]
         assert np.allclose(session.run(batch)["logits"], exact, rtol=1e-4, atol=1e-5)
-        (port,) = session._request(num_images).get_compiled_model().inputs  # type: ignore[attr-defined]
+        (port,) = session._request(num_images).compiled.inputs  # type: ignore[attr-defined]
         assert port.partial_shape.to_shape() == batch.shape
     assert len(session._requests) == _MOST_COMPILED  # type: ignore[attr-defined]
     assert list(session._requests) == [4, 1, 5, 6]  # type: ignore[attr-defined]

@@ -37,6 +37,6 @@ def test_a_bound_call_keeps_the_threads_of_its_stream(
         assert isinstance(session, OpenVinoSession)
         call = bind_call(session, artifact.manifest, make_batch(artifact.manifest, (32, 48), 4))
     call()
-    used = [request.get_compiled_model() for request in session._requests.values()]
+    used = [request.compiled for request in session._requests.values()]
     assert [model.get_property("INFERENCE_NUM_THREADS") for model in used] == [1]
     session.close()
