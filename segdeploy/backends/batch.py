@@ -6,6 +6,11 @@ conversion), which differs between backends.
 
 from __future__ import annotations
 
+from functools import lru_cache
+from typing import Any
+
+import numpy as np
+
 from segdeploy.core.contract import TensorSpec
 from segdeploy.core.errors import DataError
 from segdeploy.core.session import Array
@@ -17,16 +22,24 @@ def check_batch(batch: Array, spec: TensorSpec) -> None:
     Raises:
         DataError: If type, rank or a fixed size differs, or the batch is empty.
     """
-    found = tuple(batch.shape)
-    fits = len(found) == len(spec.shape) and all(
-        want in (None, have) and have > 0 for want, have in zip(spec.shape, found, strict=True)
-    )
-    if fits and batch.dtype.name == spec.dtype:
+    if _fits(batch.shape, batch.dtype, spec.shape, spec.dtype):
         return
+    found = batch.shape
     want = " x ".join("any" if side is None else str(side) for side in spec.shape)
     raise DataError(
         f"The input '{spec.name}' must be {spec.dtype} of shape {want}, "
         f"found {batch.dtype.name} of shape {' x '.join(map(str, found)) or 'none (a scalar)'}.",
         hint="'tensor' is float32 NCHW (preprocess_image makes it), 'image' is uint8 NHWC RGB; "
         "an artifact of a static size takes that size only.",
+    )
+
+
+@lru_cache(maxsize=256)  # A stream of images asks the same question again and again.
+def _fits(
+    shape: tuple[int, ...], kind: np.dtype[Any], wanted: tuple[int | None, ...], wanted_kind: str
+) -> bool:
+    return (
+        kind.name == wanted_kind
+        and len(shape) == len(wanted)
+        and all(want in (None, have) and have > 0 for want, have in zip(wanted, shape, strict=True))
     )

@@ -124,7 +124,7 @@ class _Request:
         self.compiled = compiled
         self._input_name = input_name
         self._request = compiled.create_infer_request()
-        self._placed: Array | None = None
+        self._placed: tuple[Array, dict[str, Any]] | None = None
 
     def another(self) -> _Request:
         """Return one of the same model."""
@@ -132,32 +132,25 @@ class _Request:
 
     def place(self, batch: Array) -> None:
         """Set the input tensor; not again where it is set already, as in a loop over one buffer."""
+        place = batch.__array_interface__  # Address, shape, strides and type.
+        if self._placed is not None and place == self._placed[1]:
+            return
         kept = np.require(batch, requirements=["C", "W"])
-        if self._placed is None or not _is_same_memory(kept, self._placed):
-            tensor = import_package("openvino", "openvino").Tensor(kept, shared_memory=True)
-            self._request.set_tensor(self._input_name, tensor)
-            self._placed = kept  # Alive, so no other array can come to lie in its place.
+        tensor = import_package("openvino", "openvino").Tensor(kept, shared_memory=True)
+        self._request.set_tensor(self._input_name, tensor)
+        self._placed = kept, kept.__array_interface__  # Alive: no other array comes to lie there.
 
     def infer(self) -> None:
         """Run what was placed."""
         try:
             self._request.infer()
         except RuntimeError as error:
-            shape = None if self._placed is None else self._placed.shape
+            shape = None if self._placed is None else self._placed[0].shape
             raise ArtifactError(f"OpenVINO cannot run a batch of shape {shape}: {error}") from error
 
     def read(self, output_name: str) -> Array:
         """Return an output; the tensor is the request's own memory."""
         return np.array(self._request.get_tensor(output_name).data)
-
-
-def _is_same_memory(one: Array, other: Array) -> bool:
-    """Return whether two contiguous arrays are the same numbers in the same place."""
-    return (
-        one.__array_interface__["data"] == other.__array_interface__["data"]
-        and one.shape == other.shape
-        and one.dtype == other.dtype
-    )
 
 
 class OpenVinoBackend(Backend):

@@ -9,7 +9,7 @@ the proof that no evaluation image was used, and part of the build key.
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import cached_property
 from typing import Any
 
@@ -25,7 +25,7 @@ from segdeploy.data.apart import CALIBRATION, pixel_digest
 from segdeploy.export.coverage import choose_by_coverage, spread
 from segdeploy.graph.clipping import TensorRange, check_percentile
 
-RECIPE = 3  # Of int8 graphs alone: raise it when the same images and options give another one.
+RECIPE = 4  # Of int8 graphs alone: raise it when the same images and options give another one.
 MIN_SIDE = 32
 BY_COVERAGE, BY_SPREAD, ALL = "class coverage", "even spread", "all"
 
@@ -75,6 +75,11 @@ class CalibrationSet:
         """Name and sha256 of the pixels of each image; reads all of them once."""
         samples = (self.dataset[index] for index in self.indices)
         return [{"name": s.name, "sha256": pixel_digest(s.image)} for s in samples]
+
+    def few(self, count: int) -> CalibrationSet:
+        """Return so many of the images, whatever order they are in: those of the least digests."""
+        ranked = sorted(zip((each["sha256"] for each in self.images), self.indices, strict=True))
+        return replace(self, indices=tuple(index for _, index in ranked[:count]))
 
     @property
     def digest(self) -> str:

@@ -20,8 +20,9 @@ from segdeploy.core.errors import BuildError, UnsupportedTargetError
 from segdeploy.core.files import digest_of
 from segdeploy.core.manifest import Manifest
 from segdeploy.core.preprocess import PreprocessSpec
-from segdeploy.core.target import Precision
+from segdeploy.core.target import ClipMethod, Precision
 from segdeploy.export.calibration import CalibrationSet, Progress
+from segdeploy.graph.answer_clip import narrow_by_answer, stem_maps
 from segdeploy.graph.bias_correction import correct_bias
 from segdeploy.graph.calibrate import Batches, calibrate
 from segdeploy.graph.clipping import TensorRange
@@ -37,6 +38,8 @@ from segdeploy.graph.proto import graph_bytes
 from segdeploy.graph.qdq import insert_qdq
 
 Ranges = Mapping[str, TensorRange]
+NUM_ASKED = 8
+"""Images that decide where a stem's map is clipped."""
 
 
 def convert_precision(
@@ -118,7 +121,14 @@ def find_ranges(
     known = _known_ranges(plain, calibration, preprocess)
     missing = [name for name in tensors if name not in known]
     if missing:
-        known |= calibrate(plain, missing, batches, chosen.method, chosen.percentile)
+        found = calibrate(plain, missing, batches, chosen.method, chosen.percentile)
+        uneven = {name: found[name] for name in stem_maps(plain) if name in found}
+        if uneven and chosen.method is ClipMethod.MSE:
+            few = calibration.few(NUM_ASKED)
+            found |= narrow_by_answer(
+                plain, uneven, calibration_batches(few, preprocess, progress, "clip the stem")
+            )
+        known |= found
     return {name: known[name] for name in tensors}
 
 

@@ -189,7 +189,7 @@ def _count_elements(
         sized.graph.output.append(
             helper.make_tensor_value_info(f"size_of_{name}", TensorProto.INT64, [])
         )
-    found = _run(open_graph(sized), largest[:1])
+    found = run_one(open_graph(sized), largest[:1])
     return {name: int(found[f"size_of_{name}"]) for name in tensors}
 
 
@@ -238,7 +238,7 @@ def run_all(session: Any, batches: Batches) -> Iterator[dict[str, NDArray[Any]]]
     inputs = {value.name: f"{value.name}_out" for value in session.get_inputs()}
     for batch in batches():
         for index in range(batch.shape[0]):
-            found = _run(session, batch[index : index + 1])
+            found = run_one(session, batch[index : index + 1])
             for name, copied in inputs.items():
                 if copied in found:
                     found[name] = found.pop(copied)
@@ -253,7 +253,8 @@ def open_graph(model: onnx.ModelProto) -> Any:
     return runtime.InferenceSession(graph_bytes(model), options, providers=["CPUExecutionProvider"])
 
 
-def _run(session: Any, batch: NDArray[np.float32]) -> dict[str, NDArray[Any]]:
+def run_one(session: Any, batch: NDArray[np.float32]) -> dict[str, NDArray[Any]]:
+    """Return the outputs by name."""
     names = [value.name for value in session.get_outputs()]
     found = session.run(names, {session.get_inputs()[0].name: batch})
     return dict(zip(names, found, strict=True))

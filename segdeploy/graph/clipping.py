@@ -151,21 +151,39 @@ def choose_clip(
     else:
         clip = _least_squared_error(centre, weight, found.abs_max)
     clip = min(clip, found.abs_max)
-    share = int(weight[centre > clip].sum()) / found.total
-    return TensorRange(found.abs_max, clip, share, _choose_bytes(found, method, clip))
+    return _range_at(found, clip, *_choose_bytes(found, method, clip))
 
 
-def _choose_bytes(found: Histogram, method: ClipMethod, clip: float) -> ByteRange:
-    """Return the range on the asymmetric grid."""
+def clip_at(found: Histogram, chosen: TensorRange, share: float) -> TensorRange:
+    """Return a tensor's range with its clip, and both ends of its bytes, at a share of theirs.
+
+    The nearer end of the bytes is moved only where it would reach farther than the other.
+    """
+    low, high = chosen.bytes.low, chosen.bytes.high
+    far = share * max(-low, high)
+    return _range_at(found, share * chosen.clip, max(low, -far), min(high, far))
+
+
+def _range_at(found: Histogram, clip: float, low: float, high: float) -> TensorRange:
+    """Return the range with these ends, and how much of the tensor lies beyond them."""
     positive, negative = (_side(found, sign) for sign in (0, 1))
-    if method is ClipMethod.MSE:
-        low, high = least_squared_error(negative, positive)
-    else:
-        low, high = -min(clip, negative.limit), min(clip, positive.limit)
     grid = ByteRange.between(low, high)
     ends = ((negative, grid.scale / 2 - grid.low), (positive, grid.high + grid.scale / 2))
     outside = sum(float(side.beyond(np.array([end]))[0][0]) for side, end in ends)
-    return replace(grid, clipped_share=outside / found.total)
+    used = np.flatnonzero(found.counts)
+    centre = _centres(used, edges(), found.abs_max)
+    share = int(found.counts[used][centre > clip].sum()) / found.total
+    return TensorRange(
+        found.abs_max, clip, share, replace(grid, clipped_share=outside / found.total)
+    )
+
+
+def _choose_bytes(found: Histogram, method: ClipMethod, clip: float) -> tuple[float, float]:
+    """Return both ends of the asymmetric grid."""
+    positive, negative = (_side(found, sign) for sign in (0, 1))
+    if method is ClipMethod.MSE:
+        return least_squared_error(negative, positive)
+    return -min(clip, negative.limit), min(clip, positive.limit)
 
 
 def _side(found: Histogram, sign: int) -> Side:

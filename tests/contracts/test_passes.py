@@ -7,7 +7,7 @@ that change an end, what NumPy makes of that graph's logits.
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
@@ -31,6 +31,7 @@ from segdeploy.graph.fold_batch_norm import fold_batch_norm
 from segdeploy.graph.fold_normalization import fold_normalization
 from segdeploy.graph.fp16 import cast_to_fp16
 from segdeploy.graph.global_pool import use_global_pool
+from segdeploy.graph.image_bytes import read_image_bytes
 from segdeploy.graph.image_input import add_image_input
 from segdeploy.graph.image_rows import normalize_in_rows
 from segdeploy.graph.label_output import add_label_output
@@ -40,7 +41,8 @@ from segdeploy.graph.narrow_resize import narrow_before_resize
 from segdeploy.graph.opset import convert_opset
 from segdeploy.graph.pass_contract import PASSES, Need, PassContract
 from segdeploy.graph.placement import place_qdq
-from segdeploy.graph.policy import shipped_policy
+from segdeploy.graph.policy import CHOICES, shipped_policy
+from segdeploy.graph.pool_in_steps import pool_in_steps
 from segdeploy.graph.proto import attribute
 from segdeploy.graph.qdq import insert_qdq
 from segdeploy.graph.u8_activations import use_u8_activations
@@ -197,6 +199,27 @@ def _pooled(model: onnx.ModelProto) -> onnx.ModelProto:
     return changed
 
 
+def _pooled_in_steps(model: onnx.ModelProto) -> onnx.ModelProto:
+    changed = pool_in_steps(model)
+    kinds = [node.op_type for node in changed.graph.node]
+    assert kinds.count("AveragePool") >= 2  # That of the logits; maps of 3x4 are small enough.
+    return changed
+
+
+def _with_int8_weights(model: onnx.ModelProto) -> onnx.ModelProto:
+    """Let an image be its input, and the weights of its first convolution be bytes."""
+    folded, spec = fold_normalization(model, SPEC)
+    groups = dict.fromkeys(CHOICES, "float") | {"first_convolution": "weights"}
+    weights = replace(shipped_policy("openvino"), groups=groups)
+    return add_image_input(insert_qdq(folded, place_qdq(folded, weights), {}), spec)
+
+
+def _over_bytes(model: onnx.ModelProto) -> onnx.ModelProto:
+    changed = read_image_bytes(model)
+    assert not {"Cast", "Sub"} & {node.op_type for node in changed.graph.node[:8]}
+    return changed
+
+
 def _narrowed(model: onnx.ModelProto) -> onnx.ModelProto:
     changed = narrow_before_resize(model)
     assert changed.graph.node[-1].op_type == "Resize"
@@ -267,6 +290,16 @@ EXAMPLES = {
         lambda m: add_image_input(m, SPEC),
         feed=lambda image, _: image[None],
         feed_before=lambda image, _: image[None],
+    ),
+    "image_bytes": Example(
+        _over_bytes,
+        _close(5e-3),  # Of the border, where the mean colour is rounded to bytes.
+        _with_int8_weights,
+        feed=lambda image, _: image[None],
+        feed_before=lambda image, _: image[None],
+    ),
+    "pooling_in_steps": Example(
+        _pooled_in_steps, _close(1e-5), lambda m: use_global_pool(with_means(m))
     ),
     "global_pooling": Example(_pooled, _close(1e-5), with_means),
     "narrowing_before_resize": Example(_narrowed, _close(1e-5), with_late_classifier),

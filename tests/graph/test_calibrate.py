@@ -88,14 +88,14 @@ def test_at_most_a_group_of_activations_leaves_the_graph_at_once(
     limit = 2 * 16 * 48 * 64 * 4
     monkeypatch.setattr(calibrate_module, "GROUP_BYTES", limit)
     sizes: list[int] = []
-    true_run = calibrate_module._run
+    true_run = calibrate_module.run_one
 
     def spy(session: Any, batch: NDArray[np.float32]) -> dict[str, NDArray[Any]]:
         found = true_run(session, batch)
         sizes.append(sum(values.nbytes for values in found.values()))
         return found
 
-    monkeypatch.setattr(calibrate_module, "_run", spy)
+    monkeypatch.setattr(calibrate_module, "run_one", spy)
     calibrate(small_model, tensors, lambda: images)
     assert max(sizes) <= limit
     assert len(sizes) > 2 * len(images)
