@@ -4,10 +4,10 @@
                      --model lraspp_mobilenet_v3_large-camvid ...
 
 A variant is the shipped policy with one decision the other way; all are exported from the same
-checkpoint and calibration and opened in one process. They run in turn, one call each, forwards and
-backwards. A ratio is the median over rounds of (variant / shipped policy) within a round, with the
-interval of the sign test: it stands on a busy machine, where milliseconds do not. Flips are counted
-against the plain onnx-fp32 artifact.
+checkpoint and calibration, take images, and are opened in one process. They run in turn, one call
+each, forwards and backwards. A ratio is the median over rounds of (variant / shipped policy) within
+a round, with the interval of the sign test: it stands on a busy machine, where milliseconds do not.
+Flips are counted against the plain onnx-fp32 artifact.
 """
 
 from __future__ import annotations
@@ -25,6 +25,7 @@ import numpy as np
 
 from segdeploy.backends import open_session
 from segdeploy.bench.inputs import make_batch
+from segdeploy.core.contract import InputKind, IoContract
 from segdeploy.core.files import write_json
 from segdeploy.core.folder import Artifact, load_artifact
 from segdeploy.core.session import Session
@@ -36,11 +37,16 @@ from segdeploy.workflows.tune_decision import ratio_of_blocks
 HERE = Path(__file__).parent
 SIZES = {"unet-camvid": (180, 240)}
 SHIPPED = "shipped"
+STEM = ("first_convolution", "stem_depthwise", "stem_residual")
 VARIANTS: dict[str, dict[str, str]] = {
     SHIPPED: {},
-    "stem in int8": dict.fromkeys(("first_convolution", "stem_depthwise", "stem_residual"), "int8"),
+    "stem in int8": dict.fromkeys(STEM, "int8"),
+    "stem in float": dict.fromkeys(STEM, "float"),
+    "first_convolution float": {"first_convolution": "float"},
     "stem_residual int8": {"stem_residual": "int8"},
+    "stem_residual float": {"stem_residual": "float"},
     "pooled weights": {"pooled": "weights"},
+    "pooled float": {"pooled": "float"},
     "pooled int8": {"pooled": "int8"},
     "gate float": {"gate": "float"},
     "gate int8": {"gate": "int8"},
@@ -102,7 +108,8 @@ def measure(name: str, given: argparse.Namespace) -> dict[str, Any]:
         }
         print(name, variant, f"{report.flip_rate:.4f}", flush=True)
     sessions = {variant: open_session(artifact) for variant, artifact in built.items()}
-    times = interleave(sessions, make_batch(plain.manifest, size, 1), rounds)
+    batch = make_batch(built[SHIPPED].manifest, size, 1)
+    times = interleave(sessions, batch, rounds)
     for variant, samples in times.items():
         ratio = ratio_of_blocks(times[SHIPPED], samples)
         rows[variant] |= {
@@ -130,7 +137,7 @@ def build(name: str, given: argparse.Namespace, size: tuple[int, int]) -> dict[s
         outcome = export(
             HERE / "checkpoints" / name, [given.target], work,
             calibration=given.data, num_calibration_images=given.calibration_images,
-            size=size, int8_policy=str(file),
+            size=size, int8_policy=str(file), io=IoContract(InputKind.IMAGE),
             name="int8-" + "".join(c if c.isalnum() else "-" for c in variant),
         )[0]  # fmt: skip
         artifact = load_artifact(outcome.path)

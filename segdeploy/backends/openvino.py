@@ -306,10 +306,13 @@ def _readable(graph: Path, precision: Precision) -> bytes:
     from segdeploy.graph.u8_activations import use_u8_activations
     from segdeploy.graph.zero_points import fold_zero_points
 
-    model = normalize_in_rows(read_image_bytes(load_graph(graph)))
+    loaded = load_graph(graph)
+    over_bytes = read_image_bytes(loaded)
+    model = normalize_in_rows(over_bytes)
     if precision is not Precision.INT8:
         return graph_bytes(model)
-    if all(node.op_type != "QuantizeLinear" for node in model.graph.node):
+    is_float = all(node.op_type != "QuantizeLinear" for node in model.graph.node)
+    if is_float and over_bytes == loaded:
         raise BuildError(
             "OpenVINO would run this int8 graph in f32: its policy quantises weights alone and "
             "leaves all activations in float.",

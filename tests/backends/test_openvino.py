@@ -357,3 +357,53 @@ def test_threads_follow_the_environment(
     monkeypatch.delenv("SEGDEPLOY_NUM_THREADS")
     monkeypatch.delenv("OMP_NUM_THREADS")
     assert "INFERENCE_NUM_THREADS" not in compile_settings(Precision.FP32)
+
+
+def test_each_batch_gets_its_own_answer_wherever_it_lies(artifacts: dict[str, Artifact]) -> None:
+    """An input tensor that is the same memory is not set again; all others are."""
+    session, reference = open_session(artifacts["fp32"]), open_session(artifacts["fp32"])
+
+    def check(batch: np.ndarray) -> None:
+        exact = reference.run(batch.copy())["logits"]
+        assert np.array_equal(session.run(batch)["logits"], exact)
+
+    batches = _batch(4, 48, 64)
+    for index in (0, 1, 0, 2):
+        check(batches[index : index + 1])  # Views of one array, at other addresses.
+    buffer = batches[:1].copy()
+    for index in (1, 3, 3):
+        buffer[:] = batches[index]  # The same memory, other numbers.
+        check(buffer)
+    frozen = buffer.view()
+    frozen.setflags(write=False)
+    check(frozen)
+    check(buffer[:, ::-1])
+    check(buffer[:, :, :, ::-1])
+    check(buffer.transpose(0, 1, 3, 2))
+    check(buffer.reshape(1, 3, 64, 48))
+    for index in range(4):
+        check(batches[index : index + 1].copy())  # Freed at once: the next may lie in its place.
+
+
+def test_int8_reads_the_bytes_of_an_image(checkpoint: Checkpoint, tmp_path: Path) -> None:
+    """The first convolution is int8 though its policy quantises its weights alone."""
+    outcomes = export(
+        checkpoint.path, ["openvino-int8"], tmp_path, io=IoContract(InputKind.IMAGE), size=(48, 64),
+        calibration="synthetic:48x64", num_calibration_images=4,
+    )  # fmt: skip
+    (made,) = (outcome for outcome in outcomes if outcome.requested)
+    artifact = load_artifact(made.path)
+    session, reference = open_session(artifact), open_session(checkpoint)
+    layers = _compiled(session).get_runtime_model().get_ordered_ops()
+    facts = [node.get_rt_info() for node in layers]
+    kinds = [
+        each["runtimePrecision"].astype(str)
+        for each in facts
+        if each["layerType"].astype(str) == "Convolution"
+    ]
+    assert kinds[0] in {"u8", "i8"}
+    images = _images(3, 48, 64)
+    batch = np.stack([normalize_image(image, artifact.manifest.preprocess) for image in images])
+    exact = reference.run(batch)["logits"]
+    found = session.run(images)["logits"]
+    assert float(np.sqrt(np.mean((found - exact) ** 2)) / exact.std()) < CLOSE["int8"]

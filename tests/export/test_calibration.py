@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
 import os
 import shutil
@@ -364,3 +365,14 @@ def test_a_killed_calibration_leaves_the_run_folder_unharmed(
     again = _export(checkpoint, root, run, int8_options=Int8Options(ClipMethod.MIN_MAX))
     assert json.loads((again / "calibration.json").read_text())["options"]["method"] == "min-max"
     assert sorted(p.name for p in run.iterdir()) == ["onnx-fp32", "onnx-int8"]
+
+
+def test_the_few_images_are_the_same_whatever_the_order(root: Path) -> None:
+    found = open_calibration(f"folder:{root}", 5)
+    turned = dataclasses.replace(found, indices=found.indices[::-1])
+    few, others = found.few(2), turned.few(2)
+    assert few.indices == others.indices
+    assert few.digest == others.digest
+    assert len(few.images) == 2
+    digests = sorted(each["sha256"] for each in found.images)
+    assert [each["sha256"] for each in few.images] == digests[:2]

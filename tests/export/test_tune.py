@@ -175,7 +175,7 @@ def test_variants_that_cannot_be_built_lose_and_the_table_says_why(
     )  # fmt: skip
     assert code == 0, err
     assert "convolution = weights: not kept, it failed: OpenVINO would run" in err
-    assert "it failed: int8 was asked for" in " ".join(out.replace("│", " ").split())
+    assert "it failed: OpenVINO would run" in " ".join(out.replace("│", " ").split())
     policy = load_policy(str(tmp_path / "mine.toml"), "openvino")
     assert policy.groups == shipped_policy("openvino").groups
     failed = {t["change"]: t for t in policy.evidence["trials"]}
