@@ -1,0 +1,81 @@
+"""What an OpenVINO session is fed: any memory, and in int8 the bytes of an image themselves."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from segdeploy.backends import open_session
+from segdeploy.backends.openvino import OpenVinoSession
+from segdeploy.core.contract import InputKind, IoContract
+from segdeploy.core.folder import Checkpoint, load_artifact
+from segdeploy.core.preprocess import normalize_image
+from segdeploy.export import export
+
+openvino = pytest.importorskip("openvino")
+
+SmallNet = Callable[[Path, int], Checkpoint]
+
+
+@pytest.fixture(scope="module")
+def checkpoint(small_net: SmallNet, tmp_path_factory: pytest.TempPathFactory) -> Checkpoint:
+    return small_net(tmp_path_factory.mktemp("small") / "checkpoint", 5)
+
+
+def test_each_batch_gets_its_own_answer_wherever_it_lies(
+    checkpoint: Checkpoint, tmp_path: Path
+) -> None:
+    """An input tensor that is the same memory is not set again; all others are."""
+    outcomes = export(checkpoint.path, ["openvino-fp32"], tmp_path)
+    (made,) = (load_artifact(outcome.path) for outcome in outcomes if outcome.requested)
+    session, reference = open_session(made), open_session(made)
+
+    def check(batch: np.ndarray) -> None:
+        exact = reference.run(batch.copy())["logits"]
+        assert np.array_equal(session.run(batch)["logits"], exact)
+
+    batches = np.random.default_rng(0).normal(size=(4, 3, 48, 64)).astype(np.float32)
+    for index in (0, 1, 0, 2):
+        check(batches[index : index + 1])  # Views of one array, at other addresses.
+    buffer = batches[:1].copy()
+    for index in (1, 3, 3):
+        buffer[:] = batches[index]  # The same memory, other numbers.
+        check(buffer)
+    frozen = buffer.view()
+    frozen.setflags(write=False)
+    check(frozen)
+    check(buffer[:, ::-1])
+    check(buffer[:, :, :, ::-1])
+    check(buffer.transpose(0, 1, 3, 2))
+    check(buffer.reshape(1, 3, 64, 48))
+    for index in range(4):
+        check(batches[index : index + 1].copy())  # Freed at once: the next may lie in its place.
+
+
+def test_int8_reads_the_bytes_of_an_image(checkpoint: Checkpoint, tmp_path: Path) -> None:
+    """The first convolution is int8 though its policy quantises its weights alone."""
+    outcomes = export(
+        checkpoint.path, ["openvino-int8"], tmp_path, io=IoContract(InputKind.IMAGE), size=(48, 64),
+        calibration="synthetic:48x64", num_calibration_images=4,
+    )  # fmt: skip
+    (made,) = (outcome for outcome in outcomes if outcome.requested)
+    artifact = load_artifact(made.path)
+    session, reference = open_session(artifact), open_session(checkpoint)
+    assert isinstance(session, OpenVinoSession)
+    layers = session._request(1).compiled.get_runtime_model().get_ordered_ops()
+    facts = [node.get_rt_info() for node in layers]
+    kinds = [
+        each["runtimePrecision"].astype(str)
+        for each in facts
+        if each["layerType"].astype(str) == "Convolution"
+    ]
+    assert kinds[0] in {"u8", "i8"}
+    coarse = np.random.default_rng(1).integers(0, 256, (3, 6, 8, 3), np.uint8)
+    images = coarse.repeat(8, axis=1).repeat(8, axis=2)
+    batch = np.stack([normalize_image(image, artifact.manifest.preprocess) for image in images])
+    exact = reference.run(batch)["logits"]
+    found = session.run(images)["logits"]
+    assert float(np.sqrt(np.mean((found - exact) ** 2)) / exact.std()) < 0.15  # Untrained.
