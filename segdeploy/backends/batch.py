@@ -28,7 +28,7 @@ def check_batch(batch: Array, spec: TensorSpec) -> None:
     want = " x ".join("any" if side is None else str(side) for side in spec.shape)
     raise DataError(
         f"The input '{spec.name}' must be {spec.dtype} of shape {want}, "
-        f"found {batch.dtype.name} of shape {' x '.join(map(str, found)) or 'none (a scalar)'}.",
+        f"found {batch.dtype} of shape {' x '.join(map(str, found)) or 'none (a scalar)'}.",
         hint="'tensor' is float32 NCHW (preprocess_image makes it), 'image' is uint8 NHWC RGB; "
         "an artifact of a static size takes that size only.",
     )
@@ -39,7 +39,7 @@ def _fits(
     shape: tuple[int, ...], kind: np.dtype[Any], wanted: tuple[int | None, ...], wanted_kind: str
 ) -> bool:
     return (
-        kind.name == wanted_kind
+        kind == np.dtype(wanted_kind)  # Of this machine's byte order.
         and len(shape) == len(wanted)
         and all(want in (None, have) and have > 0 for want, have in zip(wanted, shape, strict=True))
     )

@@ -21,7 +21,7 @@ from segdeploy.core.folder import Artifact, find_linked
 from segdeploy.core.lock import run_lock
 from segdeploy.core.results import read_result
 from segdeploy.export.calibration import CALIBRATION, CalibrationSet, Progress
-from segdeploy.graph.clipping import Histogram, TensorRange, choose_clip, signal_to_noise
+from segdeploy.graph.clipping import Histogram, choose_clip, signal_to_noise
 
 REPORT, NUMBERS = "calibration.html", "calibration_report.json"
 CLOSE, NEARLY_ALL = 0.05, 0.95  # A scale within 5 % of the final one; 95 % of the tensors.
@@ -110,10 +110,7 @@ def report_calibration(
 
     batches = calibration_batches(calibration, spec, progress, "report")
     counted = count_values(plain, list(ranges), batches, watch)
-    rows = [
-        _row(name, counted[name], choose_clip(counted[name], options.method, options.percentile))
-        for name in ranges
-    ]
+    rows = [_row(name, counted[name], told) for name, told in ranges.items()]
     close, enough = find_enough([scales[step] for step in steps], steps)
     num_left = len(calibration.dataset) - len(calibration.indices)
     report = CalibrationReport(rows, close, enough, num_left)
@@ -123,9 +120,10 @@ def report_calibration(
     return report
 
 
-def _row(name: str, found: Histogram, chosen: TensorRange) -> TensorRow:
-    snr_db = min(signal_to_noise(found, chosen.clip), 999.0)  # A tensor of zeros has no error.
-    return TensorRow(name, chosen.abs_max, chosen.clip, chosen.clipped_share, snr_db)
+def _row(name: str, found: Histogram, told: dict[str, float]) -> TensorRow:
+    """Return the row of a tensor, with the range that the artifact was made with."""
+    snr_db = min(signal_to_noise(found, told["clip"]), 999.0)  # A tensor of zeros has no error.
+    return TensorRow(name, told["abs_max"], told["clip"], told["clipped_share"], snr_db)
 
 
 def halvings(count: int) -> list[int]:

@@ -246,10 +246,15 @@ def run_all(session: Any, batches: Batches) -> Iterator[dict[str, NDArray[Any]]]
 
 
 def open_graph(model: onnx.ModelProto) -> Any:
-    """Return an ONNX Runtime session whose memory stays flat over images of many sizes."""
+    """Return an ONNX Runtime session whose memory stays flat over images of many sizes.
+
+    Nothing is fused: what is, depends on which tensors leave the graph, and so would their last
+    bits. Ranges of a tensor are the same whatever is observed beside it.
+    """
     runtime = require_onnxruntime()
     options = session_options()
     options.enable_mem_pattern = False  # Image sizes vary; a pattern per size would be kept.
+    options.graph_optimization_level = runtime.GraphOptimizationLevel.ORT_ENABLE_BASIC
     return runtime.InferenceSession(graph_bytes(model), options, providers=["CPUExecutionProvider"])
 
 

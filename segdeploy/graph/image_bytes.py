@@ -99,38 +99,47 @@ class _Made:
 
 def _find_stem(graph: onnx.GraphProto) -> _Stem | None:
     stored, readers, makers = initializers(graph), consumers(graph), producers(graph)
-    images = [value for value in graph.input if value.name not in stored]
-    kind = images[0].type.tensor_type
-    dims = [dim.dim_value for dim in kind.shape.dim]
-    if len(images) != 1 or kind.elem_type != TensorProto.UINT8 or len(dims) != 4:
-        return None
-    name, between = images[0].name, list[onnx.NodeProto]()
-    while len(found := readers.get(name, [])) == 1 and len(between) < len(_BETWEEN):
-        if found[0].op_type != _BETWEEN[len(between)] or found[0].input[0] != name:
+    size, name = _image(graph, stored)
+    image, between = name, list[onnx.NodeProto]()
+    while size and len(found := readers.get(name, [])) == 1:
+        (node,) = found
+        if len(between) == len(_BETWEEN) or node.op_type != _BETWEEN[len(between)]:
             break
-        between.append(found[0])
-        name = found[0].output[0]
-    if len(found) != 1 or len(between) < 2 or not all(dims[1:3]):
+        between.append(node)
+        name = node.output[0]
+    if size is None or len(found) != 1 or len(between) < 2 or found[0].input[0] != name:
         return None
-    mean = _mean(between, stored)
-    pads = _pads(found[0])
-    if mean is None or pads is None or found[0].input[0] != name:
-        return None
-    dequantize = makers.get(found[0].input[1])
-    weight = stored_weight(found[0].input[1], makers, stored)
-    bias = found[0].input[2] if len(found[0].input) > 2 else ""
-    if dequantize is None or weight is None or (bias and bias not in stored):
+    (node,) = found
+    pads = _pads(node)
+    mean = _mean(between, stored, is_colour=any(pads or ()))
+    weight = stored_weight(node.input[1], makers, stored)
+    dequantize = makers.get(node.input[1])
+    is_stored = all(bias in stored for bias in node.input[2:] if bias)
+    if pads is None or mean is None or weight is None or dequantize is None or not is_stored:
         return None
     if weight.ndim != 4 or weight.shape[1] != _CHANNELS or len(dequantize.input) < 3:
         return None
-    size = (dims[1], dims[2])
-    return _Stem(images[0].name, size, between, mean, found[0], pads, dequantize, weight)
+    return _Stem(image, size, between, mean, node, pads, dequantize, weight)
+
+
+def _image(
+    graph: onnx.GraphProto, stored: dict[str, onnx.TensorProto]
+) -> tuple[tuple[int, int] | None, str]:
+    """Return (H, W) and name of the only input; no size where it is no image of a fixed one."""
+    first, *others = (value for value in graph.input if value.name not in stored)
+    kind = first.type.tensor_type
+    dims = [dim.dim_value for dim in kind.shape.dim]
+    is_image = not others and kind.elem_type == TensorProto.UINT8 and len(dims) == 4
+    return ((dims[1], dims[2]) if is_image and all(dims[1:3]) else None), first.name
 
 
 def _mean(
-    between: list[onnx.NodeProto], stored: dict[str, onnx.TensorProto]
+    between: list[onnx.NodeProto], stored: dict[str, onnx.TensorProto], *, is_colour: bool
 ) -> NDArray[np.float64] | None:
-    """Return the mean of each channel; None where something else is done to the pixels."""
+    """Return the mean of each channel; None where something else is done to the pixels.
+
+    A border can be of no other colour than one of bytes: with `is_colour` the mean must be one.
+    """
     if list(attribute(between[1], "perm", ())) != [0, 3, 1, 2]:
         return None
     if len(between) == 2:
@@ -138,7 +147,9 @@ def _mean(
     mean = stored.get(between[2].input[1])
     if mean is None or tuple(mean.dims) != (_CHANNELS, 1, 1):
         return None
-    return to_array(mean).astype(np.float64).reshape(-1)
+    values: NDArray[np.float64] = to_array(mean).astype(np.float64).reshape(-1)
+    fits = np.abs(values - 127.5).max() <= 128  # Within half a step of 0 ... 255.
+    return values if fits or not is_colour else None
 
 
 def _pads(node: onnx.NodeProto) -> tuple[int, int, int, int] | None:

@@ -52,7 +52,7 @@ def _round(
         change[0, whole >= limit] = np.inf
         change[1, whole <= -limit] = np.inf
         is_down, index = np.unravel_index(np.argmin(change), change.shape)
-        if change[is_down, index] > -1e-9:
+        if not change[is_down, index] < -1e-9:  # Nor where a weight is not a number.
             return whole
         step = -1 if is_down else 1
         whole[index] += step

@@ -39,6 +39,9 @@ from segdeploy.graph.proto import (
 ScaleType = type[np.float32] | type[np.float16]
 
 _ZERO = "int8_zero_point"
+PIXEL_LEVELS = 63
+"""Largest weight over pixels. A CPU without VNNI adds two products of bytes in int16 and saturates:
+2 x 255 x 63 fits, 2 x 255 x 127 does not, and pixels do reach 255 side by side."""
 _BIAS_LIMIT = 2.0**30  # A bias in units of its int32 grid must stay well inside int32.
 
 
@@ -140,12 +143,14 @@ class _QdqInsertion:
         values = to_array(self.stored[weight.name])
         nodes = [n for n in readers[weight.name] if n.input[1] == weight.name]
         floor = self._bias_floor(nodes, values, weight.axis)
+        reads_pixels = any(self._reads_pixels(node) for node in nodes)
+        limit = PIXEL_LEVELS if reads_pixels else LEVELS
         scale = round_scales(
-            channel_scales(values, weight.axis, floor), self.scale_type, weight.name
+            channel_scales(values, weight.axis, floor, limit), self.scale_type, weight.name
         )
         grid = np.expand_dims(scale, tuple(i for i in range(values.ndim) if i != weight.axis))
-        if any(self._reads_pixels(node) for node in nodes):
-            whole = round_for_pixels(values / grid, LEVELS).astype(np.int8)
+        if reads_pixels:
+            whole = round_for_pixels(values / grid, limit).astype(np.int8)
         else:
             whole = np.clip(np.rint(values / grid), -LEVELS, LEVELS).astype(np.int8)
         names = [
@@ -189,11 +194,11 @@ class _QdqInsertion:
 
 
 def channel_scales(
-    values: NDArray[np.float32], axis: int, floor: NDArray[np.float64]
+    values: NDArray[np.float32], axis: int, floor: NDArray[np.float64], limit: int = LEVELS
 ) -> NDArray[np.float32]:
-    """Return one step per channel along `axis`: max|w| / 127, at least `floor`, never zero."""
+    """Return one step per channel along `axis`: max|w| / limit, at least `floor`, never zero."""
     others = tuple(i for i in range(values.ndim) if i != axis)
-    steps = np.maximum(np.abs(values).max(axis=others).astype(np.float64) / LEVELS, floor)
+    steps = np.maximum(np.abs(values).max(axis=others).astype(np.float64) / limit, floor)
     tiny = np.finfo(np.float32).tiny
     return np.where(steps < tiny, 1.0, steps).astype(np.float32)
 

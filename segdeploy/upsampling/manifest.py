@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass
+from functools import lru_cache
 from typing import Any, Self
 
 import numpy as np
@@ -15,7 +16,6 @@ from segdeploy.upsampling.kernel import Labeller, fastest_form, make_labeller, p
 from segdeploy.upsampling.reference import upsample_logits
 
 LOW_LOGITS = "low_logits"
-_MOST_LABELLERS = 16  # Sizes of images; a folder of pictures may have as many as pictures.
 
 
 @dataclass(frozen=True)
@@ -25,7 +25,6 @@ class Upsampler:
     task: Task
     num_labels: int
     align_corners: bool
-    _labellers: dict[object, Labeller] = field(default_factory=dict, repr=False, compare=False)
 
     @classmethod
     def of(cls, manifest: Manifest) -> Self:
@@ -48,17 +47,9 @@ class Upsampler:
 
     def labels(self, low: NDArray[np.floating[Any]], size: tuple[int, int]) -> Labels:
         """Return the label map (N, H, W) at `size` (H, W)."""
-        key = (low.shape, size)
-        labeller = self._labellers.get(key)
-        if labeller is None:
-            low_size = (low.shape[2], low.shape[3])
-            labeller = make_labeller(
-                low_size, size, self.align_corners, self.task, self.num_labels, fastest_form()
-            )
-            if len(self._labellers) == _MOST_LABELLERS:
-                del self._labellers[next(iter(self._labellers))]
-            self._labellers[key] = labeller
-        return labeller(low)
+        low_size = (low.shape[2], low.shape[3])
+        label = _labeller(self.task, self.num_labels, self.align_corners, low_size, size)
+        return label(low)
 
     def complete(
         self, found: dict[str, NDArray[Any]], size: tuple[int, int]
@@ -66,3 +57,14 @@ class Upsampler:
         """Return outputs with `logits` (N, K, H, W) in place of `low_logits`."""
         full = upsample_logits(found[LOW_LOGITS], size, align_corners=self.align_corners)
         return {"logits": full, **{k: v for k, v in found.items() if k != LOW_LOGITS}}
+
+
+@lru_cache(maxsize=16)  # A folder of pictures may have as many sizes as pictures.
+def _labeller(
+    task: Task,
+    num_labels: int,
+    align_corners: bool,
+    low_size: tuple[int, int],
+    size: tuple[int, int],
+) -> Labeller:
+    return make_labeller(low_size, size, align_corners, task, num_labels, fastest_form())

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import os
+import subprocess
+import sys
 from collections.abc import Callable
 from pathlib import Path
 
@@ -11,6 +14,7 @@ import pytest
 from segdeploy.backends import open_session
 from segdeploy.backends.openvino import OpenVinoSession
 from segdeploy.core.contract import InputKind, IoContract
+from segdeploy.core.errors import DataError
 from segdeploy.core.folder import Checkpoint, load_artifact
 from segdeploy.core.preprocess import normalize_image
 from segdeploy.export import export
@@ -79,3 +83,40 @@ def test_int8_reads_the_bytes_of_an_image(checkpoint: Checkpoint, tmp_path: Path
     exact = reference.run(batch)["logits"]
     found = session.run(images)["logits"]
     assert float(np.sqrt(np.mean((found - exact) ** 2)) / exact.std()) < 0.15  # Untrained.
+
+
+def test_numbers_of_another_byte_order_are_refused(checkpoint: Checkpoint) -> None:
+    batch = np.zeros((1, 3, 48, 64), np.float32)
+    with pytest.raises(DataError, match="found >f4 of shape"):
+        open_session(checkpoint).run(batch.astype(">f4"))
+
+
+@pytest.mark.parametrize("isa", ["AVX2", "AVX512_CORE"])
+def test_a_cpu_without_vnni_decides_the_same(
+    checkpoint: Checkpoint, tmp_path: Path, isa: str
+) -> None:
+    """Its kernels add two products of bytes in int16: pixels of 255 must not saturate."""
+    outcomes = export(
+        checkpoint.path, ["openvino-int8"], tmp_path, io=IoContract(InputKind.IMAGE), size=(48, 64),
+        calibration="synthetic:48x64", num_calibration_images=4,
+    )  # fmt: skip
+    (made,) = (outcome for outcome in outcomes if outcome.requested)
+    image = np.full((1, 48, 64, 3), 255, np.uint8)
+    image[:, :24] = 250
+    image[:, :, 32:] = 240
+    np.save(tmp_path / "image.npy", image)
+    code = f"""
+from pathlib import Path
+import numpy as np
+from segdeploy.backends import open_session
+from segdeploy.core.folder import load_artifact
+folder = Path({str(tmp_path)!r})
+session = open_session(load_artifact(Path({str(made.path)!r})))
+np.save(folder / "logits.npy", session.run(np.load(folder / "image.npy"))["logits"])
+"""
+    found = {}
+    for name, variables in (("here", {}), ("there", {"ONEDNN_MAX_CPU_ISA": isa})):
+        subprocess.run([sys.executable, "-c", code], check=True, env={**os.environ, **variables})
+        found[name] = np.load(tmp_path / "logits.npy")
+    distance = np.sqrt(np.mean((found["there"] - found["here"]) ** 2)) / found["here"].std()
+    assert float(distance) < 0.02

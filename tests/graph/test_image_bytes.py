@@ -85,6 +85,8 @@ def make_images(num: int) -> NDArray[np.uint8]:
         {"pads": [2, 0, 0, 2], "dilations": [2, 2], "bias": False},
         {"pads": [0, 0, 0, 0], "mean": (0.0, 0.0, 0.0)},
         {"auto_pad": "VALID"},
+        {"mean": (-300.0, 116.28, 400.0)},
+        {"mean": (-0.4, 0.0, 255.4), "pads": [1, 1, 1, 1]},
         {},
     ],
 )
@@ -125,6 +127,8 @@ def test_a_mean_of_whole_numbers_has_an_exact_border() -> None:
         {"size": ("H", "W")},
         {"twice": True},
         {"auto_pad": "SAME_UPPER"},
+        {"mean": (-1.0, 116.28, 103.53), "pads": [1, 1, 1, 1]},
+        {"mean": (123.675, 116.28, 256.0), "pads": [0, 0, 0, 1]},
     ],
     ids=str,
 )

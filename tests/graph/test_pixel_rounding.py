@@ -82,3 +82,11 @@ def test_the_answer_to_a_smooth_picture_is_off_by_less() -> None:
         for each in (np.rint(weights), round_for_pixels(weights, LIMIT))
     )
     assert found < plain / 2
+
+
+def test_what_is_no_number_ends_it() -> None:
+    weights = make_weights(0, 2, 3, 3, 3)
+    weights[1, 0, 0, 0] = np.nan
+    assert np.array_equal(
+        round_for_pixels(weights, LIMIT)[0], round_for_pixels(weights[:1], LIMIT)[0]
+    )
