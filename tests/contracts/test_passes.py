@@ -360,6 +360,19 @@ def test_the_head_of_lraspp_enlarges_classes_not_channels(size: Any, tmp_path: A
     assert "ReduceMean" not in [n.op_type for n in model.graph.node]
 
 
+def test_policies_share_ranges(plain: onnx.ModelProto, batch: NDArray[np.float32]) -> None:
+    """What a runtime fuses depends on which tensors leave the graph; their values must not."""
+    _SEEN[:] = [batch]
+    found = [
+        calibrate(plain, place_qdq(plain, shipped_policy(name)).observed, _batches)
+        for name in ("onnx", "openvino", "tensorrt")
+    ]
+    for one, other in zip(found, found[1:], strict=False):
+        both = set(one) & set(other)
+        assert both
+        assert {name: one[name] for name in both} == {name: other[name] for name in both}
+
+
 # What a contract finds: each change is one that some pass could make by mistake.
 
 

@@ -225,13 +225,3 @@ def test_no_images_are_refused(small_model: onnx.ModelProto) -> None:
     ):
         with pytest.raises(DataError, match="at least one image"):
             work()
-
-
-def test_a_range_does_not_depend_on_what_is_observed_beside_it(
-    small_model: onnx.ModelProto, images: Images
-) -> None:
-    """Policies share ranges; what a runtime fuses depends on which tensors leave the graph."""
-    observed = place_qdq(small_model).observed
-    together = calibrate(small_model, observed, lambda: images)
-    for name in observed:
-        assert calibrate(small_model, [name], lambda: images)[name] == together[name]
