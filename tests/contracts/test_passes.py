@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass, replace
+from itertools import pairwise
 from typing import Any
 
 import numpy as np
@@ -367,7 +368,7 @@ def test_policies_share_ranges(plain: onnx.ModelProto, batch: NDArray[np.float32
         calibrate(plain, place_qdq(plain, shipped_policy(name)).observed, _batches)
         for name in ("onnx", "openvino", "tensorrt")
     ]
-    for one, other in zip(found, found[1:], strict=False):
+    for one, other in pairwise(found):
         both = set(one) & set(other)
         assert both
         assert {name: one[name] for name in both} == {name: other[name] for name in both}
