@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable
+from dataclasses import replace
 from html.parser import HTMLParser
 from pathlib import Path
 
 import numpy as np
+import onnx
 import pytest
 
 from segdeploy.cli import commands  # noqa: F401  registers every command
@@ -22,7 +24,8 @@ from segdeploy.export.calibration_report import (
     halvings,
     report_calibration,
 )
-from segdeploy.graph.clipping import Histogram, choose_clip, signal_to_noise
+from segdeploy.graph.clipping import Histogram, TensorRange, choose_clip, signal_to_noise
+from segdeploy.graph.placement import place_qdq
 
 DATA = "synthetic:64x96"
 
@@ -59,6 +62,28 @@ def test_an_image_artifact_has_its_page_too(checkpoint: Checkpoint, tmp_path: Pa
     found = report_calibration(load_artifact(done[0].path), open_calibration(DATA, 2))
     told = json.loads((done[0].path / "calibration.json").read_text())["ranges"]
     assert {row.tensor: row.clip for row in found.rows} == {n: r["clip"] for n, r in told.items()}
+
+
+def test_the_clip_by_the_answer_is_told(
+    checkpoint: Checkpoint, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The page tells the range that the artifact has, not one that is chosen again."""
+
+    def halve(_: object, ranges: dict[str, TensorRange], __: object) -> dict[str, TensorRange]:
+        return {name: replace(found, clip=found.clip / 2) for name, found in ranges.items()}
+
+    def maps(model: onnx.ModelProto) -> list[str]:
+        return list(place_qdq(model).observed)
+
+    monkeypatch.setattr("segdeploy.export.graphs.stem_maps", maps)
+    monkeypatch.setattr("segdeploy.export.graphs.narrow_by_answer", halve)
+    done = export(
+        checkpoint.path, ["onnx-int8"], tmp_path, calibration=DATA, num_calibration_images=2
+    )
+    found = report_calibration(load_artifact(done[0].path), open_calibration(DATA, 2))
+    told = json.loads((done[0].path / "calibration.json").read_text())["ranges"]
+    assert {row.tensor: row.clip for row in found.rows} == {n: r["clip"] for n, r in told.items()}
+    assert any(row.clip < 0.6 * row.abs_max for row in found.rows)
 
 
 def test_an_artifact_without_ranges_is_refused(checkpoint: Checkpoint, tmp_path: Path) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import pickle
 import subprocess
 import sys
 from collections.abc import Callable
@@ -17,7 +18,7 @@ from hypothesis import strategies as st
 from numpy.typing import NDArray
 
 from segdeploy.core.task import Task
-from segdeploy.upsampling import kernel, reference_labels, upsample_labels
+from segdeploy.upsampling import Upsampler, kernel, reference_labels, upsample_labels
 from segdeploy.upsampling.kernel import Form, compiled_form
 from segdeploy.upsampling.labels import numpy_form
 from segdeploy.upsampling.reference import find_axis
@@ -262,3 +263,17 @@ def test_threads_are_the_cores_that_affinity_and_quota_leave(
         compiled_form(None, 64)(Task.MULTICLASS, axis, axis, out.dtype)(logits, out)
     kernel._num_cores.cache_clear()
     assert asked == [threads] * (threads > 1)  # The first band is this thread's own.
+
+
+def test_an_upsampler_may_be_shared_and_sent() -> None:
+    """What it has prepared is no part of it: other threads and processes may have it."""
+    upsampler = Upsampler(Task.MULTICLASS, 5, align_corners=False)
+    logits = make_logits("smooth", (1, 5, 12, 13), 3)
+    sizes = [(40 + k, 50) for k in range(24)]  # More than are kept.
+    expected = [
+        reference_labels(logits, size, align_corners=False, task=Task.MULTICLASS) for size in sizes
+    ]
+    with ThreadPoolExecutor(4) as threads:
+        found = list(threads.map(lambda size: upsampler.labels(logits, size), sizes * 4))
+    assert all(np.array_equal(a, b) for a, b in zip(found, expected * 4, strict=True))
+    assert pickle.loads(pickle.dumps(upsampler)) == upsampler
