@@ -168,21 +168,22 @@ def _planes(stem: _Stem, made: _Made) -> str:
     colour = np.clip(np.rint(stem.mean), 0, 255).astype(np.uint8).reshape(1, 1, 1, -1)
     batch = made.node("Shape", [stem.image], "image_batch", start=0, end=1)
 
-    def add_border(inner: str, axis: int, before: int, behind: int, *, across: int) -> str:
-        """Return the image with so many lines of the mean colour before and behind an axis."""
-        parts = [inner]
-        for name, lines, place in (("before", before, 0), ("behind", behind, len(parts))):
-            if lines:
-                size = (lines, across) if axis == 1 else (across, lines)
-                shape = made.store("image_border_size", np.asarray([*size, _CHANNELS], np.int64))
-                whole = made.node("Concat", [batch, shape], "image_border_shape", axis=0)
-                stored = made.store("image_border_colour", colour)
-                border = made.node("Expand", [stored, whole], f"image_{name}_{axis}")
-                parts.insert(place if name == "before" else len(parts), border)
+    def border(axis: int, lines: int, across: int) -> list[str]:
+        """Return so many lines of the mean colour on one side of an axis, or nothing."""
+        if not lines:
+            return []
+        size = (lines, across) if axis == 1 else (across, lines)
+        rest = made.store("image_border_rest", np.asarray([*size, _CHANNELS], np.int64))
+        shape = made.node("Concat", [batch, rest], "image_border_shape", axis=0)
+        stored = made.store("image_border_colour", colour)
+        return [made.node("Expand", [stored, shape], "image_border")]
+
+    def add_border(inner: str, axis: int, before: int, behind: int, across: int) -> str:
+        parts = [*border(axis, before, across), inner, *border(axis, behind, across)]
         return made.node("Concat", parts, f"image_padded_{axis}", axis=axis) if parts[1:] else inner
 
-    wide = add_border(stem.image, 2, left, right, across=height)
-    padded = add_border(wide, 1, top, bottom, across=left + width + right)
+    wide = add_border(stem.image, 2, left, right, height)
+    padded = add_border(wide, 1, top, bottom, left + width + right)
     grid = [
         made.store("image_step", np.asarray(_STEP, np.float32)),
         made.store("image_zero_point", np.asarray(0, np.uint8)),
