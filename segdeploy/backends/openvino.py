@@ -125,6 +125,7 @@ class _Request:
         self._input_name = input_name
         self._request = compiled.create_infer_request()
         self._placed: tuple[Array, dict[str, Any]] | None = None
+        self._own: Array | None = None
 
     def another(self) -> _Request:
         """Return one of the same model."""
@@ -132,13 +133,22 @@ class _Request:
 
     def place(self, batch: Array) -> None:
         """Set the input tensor; not again where it is set already, as in a loop over one buffer."""
+        if not batch.flags.writeable:  # Pillow's are not, and OpenVINO takes no such memory.
+            batch = self._copy(batch)
         place = batch.__array_interface__  # Address, shape, strides and type.
         if self._placed is not None and place == self._placed[1]:
             return
-        kept = np.require(batch, requirements=["C", "W"])
+        kept = np.require(batch, requirements=["C"])
         tensor = import_package("openvino", "openvino").Tensor(kept, shared_memory=True)
         self._request.set_tensor(self._input_name, tensor)
         self._placed = kept, kept.__array_interface__  # Alive: no other array comes to lie there.
+
+    def _copy(self, batch: Array) -> Array:
+        """Return a copy in memory that every such batch of this shape comes to lie in."""
+        if self._own is None or self._own.shape != batch.shape:
+            self._own = np.empty(batch.shape, batch.dtype)
+        np.copyto(self._own, batch)
+        return self._own
 
     def infer(self) -> None:
         """Run what was placed."""

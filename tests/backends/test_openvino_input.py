@@ -51,6 +51,12 @@ def test_each_batch_gets_its_own_answer_wherever_it_lies(
     frozen = buffer.view()
     frozen.setflags(write=False)
     check(frozen)
+    batches.setflags(write=False)
+    for index in (2, 0, 0, 3):
+        check(batches[index : index + 1])  # They share one copy's memory.
+        check(batches[index : index + 1, :, ::2])  # Of another shape.
+        check(buffer)
+    assert np.array_equal(buffer[0], batches[3])  # Nobody wrote into it.
     check(buffer[:, ::-1])
     check(buffer[:, :, :, ::-1])
     check(buffer.transpose(0, 1, 3, 2))
