@@ -236,7 +236,8 @@ class _PipelineWorker(Worker):
         self, request: dict[str, Any], arrays: list[Array]
     ) -> tuple[dict[str, Any], list[Array]]:
         """Make the call for an image, run it once and return the label map."""
-        self._call = PIPELINES[request["pipeline"]](request["options"], arrays[0])
+        image = arrays[0].copy()  # Writable, as the buffer of a camera or decoder is.
+        self._call = PIPELINES[request["pipeline"]](request["options"], image)
         return {}, [np.ascontiguousarray(self._call())]
 
     def sample(
