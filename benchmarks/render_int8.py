@@ -151,7 +151,11 @@ def calibration() -> str:
                 f"| {row['model']} | {row['options']} | {100 * row['agreement']:.2f} "
                 f"| {delta:+.2f} | {images} |"
             )
-    return "\n".join([*lines, "\nMade by `benchmarks/calibration_options.py`."])
+    lines.append(
+        "\nGraphs of onnx-int8 by its shipped policy, 32 calibration images. Made by "
+        "`benchmarks/calibration_options.py`."
+    )
+    return "\n".join(lines)
 
 
 def calibration_memory() -> str:
@@ -168,9 +172,11 @@ def policies() -> str:
     lines = []
     for file in sorted((HERE / "results").glob("int8_policies_*.json")):
         found = read(file.stem)
+        images = {measured["images"] for measured in found["models"].values()}
         heading = f"{found['target']}, {found['threads']} threads, {found['cpu']}"
+        load = found["load_average"][0]
         lines += [
-            f"**{heading}** (load average at the end {found['load_average'][0]:.1f})\n",
+            f"**{heading}** (flips on {min(images)} images; load average at the end {load:.1f})\n",
             "| model | policy | borders | flips | hard flips | / shipped | interval |",
             "|---" * 7 + "|",
         ]
@@ -184,7 +190,8 @@ def policies() -> str:
                 )
         lines.append("")
     lines.append(
-        "Flips against onnx-fp32 on CamVid's validation images; ratios within rounds in which all "
-        "variants of a model ran in turn. Made by `benchmarks/int8_policies.py`."
+        "Flips against onnx-fp32 on CamVid's validation images; ratios of blocks in which all "
+        "variants ran in turn, each in processes of its own. What the shipped policy "
+        "under another name is off 1 is noise. Made by `benchmarks/int8_policies.py`."
     )
     return "\n".join(lines)

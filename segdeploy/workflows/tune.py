@@ -39,7 +39,7 @@ from segdeploy.export.plan import PLAIN
 from segdeploy.graph.policy import CHOICES, Policy, parse_policy, policy_text, shipped_policy
 from segdeploy.measure import describe_environment, usable_cores
 from segdeploy.verify import compare_folders, find_judges
-from segdeploy.workflows.tune_decision import Accuracy, Ratio, ratio_of_blocks
+from segdeploy.workflows.tune_decision import Accuracy, Ratio, least_of_blocks, ratio_of_blocks
 from segdeploy.workflows.tune_search import BestFailedError, Instruments, Trial, search
 
 if TYPE_CHECKING:
@@ -286,7 +286,8 @@ class _Bench:
             "cpu": self.environment["cpu"],
         }
         found = self._kept(
-            setting, lambda: {"blocks_ms": [_blocks_ms(result) for result in self._measure(pair)]}
+            setting,
+            lambda: {"blocks_ms": [least_of_blocks(result) for result in self._measure(pair)]},
         )
         return ratio_of_blocks(*found["blocks_ms"])
 
@@ -318,10 +319,3 @@ class _Bench:
                 )
             raise failure
         return outcome.results
-
-
-def _blocks_ms(result: BenchResult) -> list[float]:
-    """Return the least of every block, in their order: what the work costs undisturbed."""
-    samples = iter(result.samples_ms)
-    sizes = result.environment["block_sizes"]
-    return [min(next(samples) for _ in range(size)) for size in sizes if size]

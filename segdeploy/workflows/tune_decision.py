@@ -12,6 +12,8 @@ import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 
+from segdeploy.core.results import BenchResult
+
 LEVEL = 0.95
 LEAST_GAIN = 0.01
 """A change must be faster by this share at least: less is not worth another policy."""
@@ -41,6 +43,13 @@ class Decision:
 
     kept: bool
     reason: str
+
+
+def least_of_blocks(result: BenchResult) -> list[float]:
+    """Return the least of every block in ms, in their order: what the work costs undisturbed."""
+    samples = iter(result.samples_ms)
+    sizes = result.environment["block_sizes"]
+    return [min(next(samples) for _ in range(size)) for size in sizes if size]
 
 
 def ratio_of_blocks(best_ms: Sequence[float], candidate_ms: Sequence[float]) -> Ratio:
