@@ -101,7 +101,8 @@ def measure(case: Case, threads: int, rounds: int, seconds: float) -> dict[str, 
                 "agreement": float(np.mean(agreement[name])),
             }
         )
-    return {"size": case.size, "threads": threads, "model": case.checkpoint.name, "rows": rows,
+    return {"size": case.size, "threads": threads, "model": case.checkpoint.name,
+            "num_judged": NUM_JUDGED, "rows": rows,
             "environment": describe_environment()}  # fmt: skip
 
 

@@ -26,6 +26,7 @@ from typing import Any
 import numpy as np
 
 from segdeploy.backends.batch import check_batch
+from segdeploy.backends.openvino_weights import halve_weights
 from segdeploy.core.contract import TensorSpec
 from segdeploy.core.errors import ArtifactError, BackendUnavailableError, BuildError
 from segdeploy.core.files import canonical_json
@@ -33,6 +34,7 @@ from segdeploy.core.folder import ModelFolder
 from segdeploy.core.session import Array, Backend, BuildRequest, Session
 from segdeploy.core.target import ExportTarget, Precision
 from segdeploy.frameworks.packages import find_packages, import_package
+from segdeploy.frameworks.processor import onednn_saturates
 from segdeploy.frameworks.threads import num_threads
 from segdeploy.measure.regions import Region, enter
 
@@ -216,6 +218,8 @@ class OpenVinoBackend(Backend):
             model = runtime_core().read_model(folder.payload)
         except RuntimeError as error:
             raise _cannot_open(folder, error) from error
+        if precision is Precision.INT8 and onednn_saturates():
+            halve_weights(model)
         _check_contract(model, manifest.inputs, manifest.outputs, str(folder.payload))
 
         def compile_for(batch_size: int | None) -> Any:

@@ -4,16 +4,14 @@ from __future__ import annotations
 
 import importlib.util
 import os
-from functools import cache
-from pathlib import Path
 from types import ModuleType
 from typing import Any
 
 from segdeploy.core.errors import BackendUnavailableError
 from segdeploy.frameworks.interrupts import postponed_interrupts
+from segdeploy.frameworks.processor import has_vnni
 from segdeploy.frameworks.threads import num_threads
 
-_VNNI = {"avx512_vnni", "avx_vnni"}
 _SILENT = 4  # Severity "fatal": the runtime's own messages reach us as exceptions.
 
 
@@ -49,17 +47,6 @@ def require_onnxruntime() -> ModuleType:
         ) from error
     found: ModuleType = onnxruntime
     return found
-
-
-@cache
-def has_vnni() -> bool:
-    """Return whether this processor sums products of bytes exactly (VNNI); False if unknown."""
-    try:
-        text = Path("/proc/cpuinfo").read_text(encoding="utf-8", errors="replace")
-    except OSError:
-        return False
-    flags = next((line for line in text.splitlines() if line.startswith("flags")), "")
-    return not _VNNI.isdisjoint(flags.split())
 
 
 def session_options() -> Any:

@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 
-from segdeploy.frameworks import onnxruntime
+from segdeploy.frameworks import onnxruntime, processor
 
 ENTRY = "session.x64quantprecision"
 
@@ -25,11 +25,11 @@ def test_slow_exact_kernels_are_asked_for_only_without_vnni(
         return f"processor : 0\nflags\t\t: fpu {flags} rdpid\nbugs :\n"
 
     monkeypatch.setattr(Path, "read_text", read)
-    onnxruntime.has_vnni.cache_clear()
+    processor.has_vnni.cache_clear()
     try:
         options = onnxruntime.session_options()
     finally:
-        onnxruntime.has_vnni.cache_clear()
+        processor.has_vnni.cache_clear()
     if is_exact:
         with pytest.raises(RuntimeError):
             options.get_session_config_entry(ENTRY)
