@@ -108,8 +108,8 @@ def int8_bound() -> str:
         f"{needed['depthwise'] / 1e6:.0f} in depthwise convolutions, {found['threads']} threads on "
         f"{found['environment']['cpu']}. From image to label map openvino-int8 takes "
         f"{measured['min']:.1f} ms (fastest call; median {measured['p50']:.1f}); 3.5 times the "
-        f"speed of the tutorials' pipeline would be {asked['min']:.1f} ({asked['p50']:.1f}). Made by "
-        "`benchmarks/int8_bound.py`."
+        f"speed of the tutorials' pipeline would be {asked['min']:.1f} ({asked['p50']:.1f}). "
+        "Made by `benchmarks/int8_bound.py`."
     )
     return "\n".join(lines)
 
@@ -142,7 +142,8 @@ def label_kernel() -> str:
     lines.append(
         "Logits of the trained LRASPP on CamVid images (11 classes; the others are planes that "
         "nearly never win, so that time and memory are those of as many classes), all ways in "
-        f"turn in one run on {cpu}; peak memory above what the process held. Made by `benchmarks/label_kernel.py`."
+        f"turn in one run on {cpu}; peak memory above what the process held. Made by "
+        "`benchmarks/label_kernel.py`."
     )
     return "\n".join(lines)
 

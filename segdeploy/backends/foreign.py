@@ -126,6 +126,8 @@ def resize_bilinear(values: Array, size: tuple[int, ...]) -> NDArray[np.float32]
     found = values.astype(np.float64)
     for axis, new in ((2, size[0]), (3, size[1])):
         old = found.shape[axis]
+        if new == old:
+            continue
         centre = np.clip((np.arange(new) + 0.5) * old / new - 0.5, 0, old - 1)
         low = np.minimum(centre.astype(np.intp), max(old - 2, 0))
         high = np.minimum(low + 1, old - 1)

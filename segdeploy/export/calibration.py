@@ -9,7 +9,7 @@ the proof that no evaluation image was used, and part of the build key.
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping
-from dataclasses import dataclass, field, replace
+from dataclasses import asdict, dataclass, field, replace
 from functools import cached_property
 from typing import Any
 
@@ -22,11 +22,12 @@ from segdeploy.core.preprocess import PreprocessSpec, fit_image, normalize_image
 from segdeploy.core.target import ClipMethod
 from segdeploy.data import TRAIN, Dataset, open_dataset
 from segdeploy.data.apart import CALIBRATION, pixel_digest
-from segdeploy.export.coverage import choose_by_coverage, spread
+from segdeploy.export.coverage import Counted, choose_by_coverage, spread
 from segdeploy.graph.clipping import TensorRange, check_percentile
 
-RECIPE = 5  # Of int8 graphs alone: raise it when the same images and options give another one.
+RECIPE = 6  # Of int8 graphs alone: raise it when the same images and options give another one.
 MIN_SIDE = 32
+BY_ANSWER = "least squared change of the float network's outputs"
 BY_COVERAGE, BY_SPREAD, ALL = "class coverage", "even spread", "all"
 
 Progress = Callable[[str, int, int], object]
@@ -35,7 +36,10 @@ Progress = Callable[[str, int, int], object]
 
 @dataclass(frozen=True)
 class Int8Options:
-    """How ranges are chosen and the graph is prepared; the defaults are those measured best."""
+    """How ranges are chosen and the graph is prepared.
+
+    No method and no pass is best on every model; docs/calibration.md has what was measured.
+    """
 
     method: ClipMethod = ClipMethod.MSE
     percentile: float = 99.99
@@ -69,6 +73,7 @@ class CalibrationSet:
     indices: tuple[int, ...]
     chosen_by: str = BY_SPREAD
     options: Int8Options = field(default_factory=Int8Options)
+    counted: Counted = field(default_factory=dict, repr=False, compare=False)
 
     @cached_property
     def images(self) -> list[dict[str, str]]:
@@ -80,6 +85,14 @@ class CalibrationSet:
         """Return so many of the images, whatever order they are in: those of the least digests."""
         ranked = sorted(zip((each["sha256"] for each in self.images), self.indices, strict=True))
         return replace(self, indices=tuple(index for _, index in ranked[:count]))
+
+    def smaller(self, count: int) -> CalibrationSet:
+        """Return what `open_calibration` chooses for so many images.
+
+        They need not be among these: candidates are spread evenly for each number anew. Labels
+        that were looked at already are not read again.
+        """
+        return _choose(self.spec, self.dataset, count, self.options, self.counted)
 
     @property
     def digest(self) -> str:
@@ -123,13 +136,20 @@ def open_calibration(
     dataset = open_dataset(spec, TRAIN)
     if not len(dataset):
         raise DataError(f"The train split of {spec} is empty.")
+    return _choose(spec, dataset, num_images, options, {})
+
+
+def _choose(
+    spec: str, dataset: Dataset, num_images: int, options: Int8Options, counted: Counted
+) -> CalibrationSet:
     if num_images >= len(dataset):
-        return CalibrationSet(spec, dataset, tuple(range(len(dataset))), ALL, options)
-    covering = choose_by_coverage(dataset, num_images)
-    if covering:
-        return CalibrationSet(spec, dataset, covering, BY_COVERAGE, options)
-    even = spread(len(dataset), num_images)
-    return CalibrationSet(spec, dataset, even, f"{BY_SPREAD}: no pixel is labelled", options)
+        indices, chosen_by = tuple(range(len(dataset))), ALL
+    elif indices := choose_by_coverage(dataset, num_images, counted):
+        chosen_by = BY_COVERAGE
+    else:
+        indices = spread(len(dataset), num_images)
+        chosen_by = f"{BY_SPREAD}: no pixel is labelled"
+    return CalibrationSet(spec, dataset, indices, chosen_by, options, counted)
 
 
 def describe(
@@ -139,7 +159,8 @@ def describe(
 ) -> dict[str, Any]:
     """Return the document `calibration.json`; without ranges the converter chose them itself.
 
-    `stored_scale` gives the scale as the graph holds it, where that is rounded.
+    `stored_scale` gives the scale as the graph holds it, where that is rounded. Magnitudes and
+    shares are of all images; a share counts values more than half a step outside the grid.
     """
     options = {"options": calibration.options.to_dict()} if ranges else {}
     return {
@@ -149,23 +170,29 @@ def describe(
         "chosen_by": calibration.chosen_by,
         "digest": calibration.digest,
         "images": calibration.images,
-        "ranges": {
-            name: {
-                "abs_max": found.abs_max,
-                "clip": found.clip,
-                "scale": stored_scale(found.scale),
-                "clipped_share": found.clipped_share,
-                "asymmetric": {
-                    "low": found.bytes.low,
-                    "high": found.bytes.high,
-                    "scale": found.bytes.scale,
-                    "zero_point": found.bytes.zero_point,
-                    "clipped_share": found.bytes.clipped_share,
-                },
-            }
-            for name, found in ranges.items()
+        "ranges": {name: _describe_range(each, stored_scale) for name, each in ranges.items()},
+    }
+
+
+def _describe_range(found: TensorRange, stored_scale: Callable[[float], float]) -> dict[str, Any]:
+    told: dict[str, Any] = {
+        "abs_max": found.abs_max,
+        "clip": found.clip,
+        "scale": stored_scale(found.scale),
+        "clipped_share": found.clipped_share,
+        "asymmetric": {
+            "low": found.bytes.low,
+            "high": found.bytes.high,
+            "scale": found.bytes.scale,
+            "zero_point": found.bytes.zero_point,
+            "clipped_share": found.bytes.clipped_share,
         },
     }
+    if found.floor is not None:
+        told["floor"] = found.floor
+    if found.answer is not None:
+        told["by_answer"] = {"method": BY_ANSWER, **asdict(found.answer)}
+    return told
 
 
 __all__ = ["CALIBRATION", "CalibrationSet", "Int8Options", "describe", "open_calibration"]

@@ -9,7 +9,7 @@ image that comes first. Ignored pixels count for nothing.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import MutableMapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -27,14 +27,26 @@ def spread(length: int, count: int) -> tuple[int, ...]:
     return tuple(int(i) for i in np.unique(np.rint(places)))
 
 
-def choose_by_coverage(dataset: Dataset, count: int) -> tuple[int, ...]:
+Counted = MutableMapping[int, NDArray[np.int64]]
+"""Pixels (K,) of each class, by index of the image."""
+
+
+def choose_by_coverage(
+    dataset: Dataset, count: int, counted: Counted | None = None
+) -> tuple[int, ...]:
     """Return indices of `count` images in rising order; none if no pixel is labelled.
+
+    Labels of images that `counted` has are not read again; it is added to.
 
     Raises:
         DataError: If an image or a label is damaged.
     """
+    counted = {} if counted is None else counted
     candidates = spread(len(dataset), count * CANDIDATES)
-    pixels = np.stack([count_classes(dataset, index) for index in candidates])
+    for index in candidates:
+        if index not in counted:
+            counted[index] = count_classes(dataset, index)
+    pixels = np.stack([counted[index] for index in candidates])
     if not pixels.any():
         return ()
     return tuple(sorted(candidates[i] for i in cover_classes(pixels, count)))

@@ -7,7 +7,7 @@ precision of the model between them.
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any
 
 import msgspec
@@ -24,8 +24,8 @@ from segdeploy.core.target import ClipMethod, Precision
 from segdeploy.export.calibration import CalibrationSet, Progress
 from segdeploy.graph.answer_clip import narrow_by_answer, stem_maps
 from segdeploy.graph.bias_correction import correct_bias
-from segdeploy.graph.calibrate import Batches, calibrate
-from segdeploy.graph.clipping import TensorRange
+from segdeploy.graph.calibrate import Batches, count_values
+from segdeploy.graph.clipping import TensorRange, choose_clip
 from segdeploy.graph.equalization import equalize
 from segdeploy.graph.fp16 import cast_to_fp16
 from segdeploy.graph.image_input import add_image_input
@@ -111,25 +111,40 @@ def find_ranges(
     progress: Progress | None,
     policy: Policy | None = None,
 ) -> Ranges:
-    """Return the ranges of all tensors that the int8 placement quantises.
-
-    A range depends on the images and its tensor alone: under another policy it is the same.
-    """
-    batches = calibration_batches(calibration, preprocess, progress, "calibrate")
-    chosen = calibration.options
+    """Return the ranges of all tensors that the int8 placement quantises; see `choose_ranges`."""
     tensors = place_qdq(plain, policy).observed
     known = _known_ranges(plain, calibration, preprocess)
     missing = [name for name in tensors if name not in known]
     if missing:
-        found = calibrate(plain, missing, batches, chosen.method, chosen.percentile)
-        uneven = {name: found[name] for name in stem_maps(plain) if name in found}
-        if uneven and chosen.method is ClipMethod.MSE:
-            few = calibration.few(NUM_ASKED)
-            found |= narrow_by_answer(
-                plain, uneven, calibration_batches(few, preprocess, progress, "clip the stem")
-            )
-        known |= found
+        known |= choose_ranges(plain, missing, calibration, preprocess, progress)
     return {name: known[name] for name in tensors}
+
+
+def choose_ranges(
+    plain: onnx.ModelProto,
+    tensors: Sequence[str],
+    calibration: CalibrationSet,
+    preprocess: PreprocessSpec,
+    progress: Progress | None,
+    what: str = "calibrate",
+) -> dict[str, TensorRange]:
+    """Return the ranges of these tensors of the plain graph.
+
+    A range depends on the images and on its tensor's values; with `mse` that of a stem's map also
+    on what the float network answers (`answer_clip`). No range depends on the policy, or on which
+    other tensors are asked for.
+    """
+    batches = calibration_batches(calibration, preprocess, progress, what)
+    chosen = calibration.options
+    counted = count_values(plain, tensors, batches)
+    found = {n: choose_clip(counted[n], chosen.method, chosen.percentile) for n in tensors}
+    uneven = {name: found[name] for name in stem_maps(plain) if name in found}
+    if uneven and chosen.method is ClipMethod.MSE:
+        few = calibration_batches(
+            calibration.few(NUM_ASKED), preprocess, progress, f"{what}, clip the stem"
+        )
+        found |= narrow_by_answer(plain, uneven, counted, few)
+    return found
 
 
 _known: dict[str, dict[str, TensorRange]] = {}

@@ -2,8 +2,7 @@
 
 A symmetric grid spends half of its bytes below zero, whatever lies there: nothing behind a Relu,
 -0.375 at most behind a HardSwish. Runtimes that take a zero point (ONNX Runtime, OpenVINO) get the
-range that the values need: on the CamVid LRASPP 0.9947 of all pixels decide as in fp32 where the
-symmetric grid has 0.9920. Zero is always a grid point, since padding writes zeros.
+range that the values need. Zero is always a grid point, since padding writes zeros.
 """
 
 from __future__ import annotations
@@ -21,7 +20,10 @@ Values = NDArray[np.float64]
 
 @dataclass(frozen=True)
 class ByteRange:
-    """A grid of bytes: its step, the byte that stands for 0, the share of values outside."""
+    """A grid of bytes: its step, the byte that stands for 0, the share of clipped values.
+
+    Clipped are those more than half a step outside; the others are rounded to a step.
+    """
 
     scale: float
     zero_point: int

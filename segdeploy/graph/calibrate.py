@@ -5,8 +5,9 @@ of the images nor on how a caller groups them; images may differ in size. Whole 
 the graph, of as many tensors at once as fit into GROUP_BYTES for the largest image; each group of
 tensors is one pass over the images, through no more of the graph than it needs.
 
-What an activation maps to a constant anyway is not protected: below -3 HardSwish is zero, so a
-tensor that only HardSwish reads counts from -3 on; of several such readers the lowest floor holds.
+What an activation maps to a constant anyway is not protected: below -3 HardSwish is zero, so in
+choosing the range of a tensor that only HardSwish reads its values count from -3 on; of several
+such readers the lowest floor holds. The histograms have the values as they are.
 """
 
 from __future__ import annotations
@@ -37,7 +38,6 @@ _ENDS = ("ReduceMin", "ReduceMax")
 _NO_IMAGE = "Calibration needs at least one image."
 
 Batches = Callable[[], Iterable[NDArray[np.float32]]]
-Watch = Callable[[int, str, Histogram], object]
 
 
 def calibrate(
@@ -47,7 +47,7 @@ def calibrate(
     method: ClipMethod = ClipMethod.MSE,
     percentile: float = 99.99,
 ) -> dict[str, TensorRange]:
-    """Return the range of each tensor.
+    """Return the range of each tensor: `count_values`, and of each histogram `choose_clip`.
 
     Args:
         model: The plain fp32 graph, one input.
@@ -65,26 +65,17 @@ def calibrate(
 
 
 def count_values(
-    model: onnx.ModelProto,
-    tensors: Sequence[str],
-    batches: Batches,
-    watch: Watch | None = None,
+    model: onnx.ModelProto, tensors: Sequence[str], batches: Batches
 ) -> dict[str, Histogram]:
-    """Return a histogram of each tensor's magnitudes; else as `calibrate`.
-
-    `watch` is called after each image and tensor with (number of the image from 1 on, the tensor's
-    name, its histogram so far).
-    """
+    """Return a histogram of each tensor's values, with its floor; else as `calibrate`."""
     floors = _floors(model, tensors)
-    found = {name: Histogram() for name in tensors}
+    found = {name: Histogram(floors.get(name)) for name in tensors}
     for group in _groups(tensors, _count_elements(model, tensors, batches)):
         session = open_graph(select_outputs(model, group))
         for number, values in enumerate(run_all(session, batches), start=1):
             for name in group:
-                if not found[name].add(values.pop(name), floors.get(name)):
+                if not found[name].add(values.pop(name)):
                     raise _not_finite(name, number)
-                if watch is not None:
-                    watch(number, name, found[name])
     return found
 
 

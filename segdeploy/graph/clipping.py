@@ -13,6 +13,11 @@ out of both; after a Relu they would be most of the mass.
 
 The same histogram gives the two ends of an asymmetric grid (`byte_range`): by `mse` for themselves,
 by the other methods as far as the symmetric clip reaches into the values that were seen.
+
+Values below a tensor's floor, which no reader tells apart, count as the floor while a range is
+chosen. What is told about the tensor (largest magnitude, clipped shares) is of the values as they
+are. On either grid a value is clipped that lies more than half a step outside the grid: what is
+nearer is rounded to the grid's end like any other value to its nearest step.
 """
 
 from __future__ import annotations
@@ -29,12 +34,18 @@ from segdeploy.graph.byte_range import ByteRange, Side, least_squared_error
 LEVELS = 127
 NUM_CLIPS = 200
 NUM_ENTROPY_BINS = 1024  # The widest bins of a histogram near its maximum are as wide as these.
+MOST_CLIPPED = 0.01
+"""Of one sign's values, by `entropy`. The divergence does not count how far a value is moved: a
+clip below nearly all of them (a gate's, between 0.5 and 0.8) makes two equal spikes, and would win.
+"""
 _FRACTION_BITS = 10
 _DROPPED = 23 - _FRACTION_BITS
 _LOWEST = (127 - 64) << _FRACTION_BITS  # Bins start at 2^-64; what is less counts as that.
 NUM_BINS = 128 << _FRACTION_BITS  # ... and end at 2^64.
 _CHUNK = 2**18  # Elements at a time: the copies stay in the processor's cache.
 _MAGNITUDE = np.uint32(0x7FFFFFFF)
+MOST_DB = 60.0
+"""Where a signal-to-noise ratio ends: bins 0.1 % wide cannot tell such an error from none."""
 
 _NO_VALUES = ByteRange(1.0, 0)
 
@@ -42,16 +53,32 @@ Counts = NDArray[np.int64]
 
 
 @dataclass(frozen=True)
-class TensorRange:
-    """Of one tensor: largest magnitude seen, chosen clip (both >= 0), share of values beyond it.
+class AnswerChoice:
+    """A clip chosen by what the network answers, with which share of the clip by squared error.
 
-    `bytes` is the range on an asymmetric grid.
+    `tried` are all shares that were compared, on `num_images` images.
+    """
+
+    share: float
+    tried: tuple[float, ...]
+    num_images: int
+
+
+@dataclass(frozen=True)
+class TensorRange:
+    """Of one tensor: largest magnitude seen, chosen clip (both >= 0), share of clipped values.
+
+    Clipped is what lies more than half a step beyond the clip. `bytes` is the range on an
+    asymmetric grid. Values below `floor` counted as it when the range was chosen, and only then.
+    `answer` is there where the network's answer chose the clip.
     """
 
     abs_max: float
     clip: float
     clipped_share: float
     bytes: ByteRange = _NO_VALUES
+    floor: float | None = None
+    answer: AnswerChoice | None = None
 
     @property
     def scale(self) -> float:
@@ -64,10 +91,11 @@ class Histogram:
     """Counts of one tensor's values, added to image by image.
 
     `signed` are the counts (2, NUM_BINS) of magnitudes above and below zero, `peaks` the largest
-    magnitude of each.
+    magnitude of each. Values below `floor` are all the same to whoever reads the tensor.
     """
 
-    def __init__(self) -> None:
+    def __init__(self, floor: float | None = None) -> None:
+        self.floor = floor
         self.signed: Counts = np.zeros((2, NUM_BINS), np.int64)
         self.num_zeros = 0
         self.peaks = (0.0, 0.0)
@@ -88,8 +116,24 @@ class Histogram:
         """How many values were counted."""
         return self.num_zeros + int(self.signed.sum())
 
-    def add(self, values: NDArray[np.float32], floor: float | None = None) -> bool:
-        """Count values (those below `floor` as `floor`); False, and nothing added, if not finite.
+    def raised(self) -> Histogram:
+        """Return what it had been if every value below the floor had been raised to it."""
+        if self.floor is None:
+            return self
+        floor, found = np.float32(self.floor), Histogram()
+        line = np.concatenate([self.signed[1][::-1], [self.num_zeros], self.signed[0]])
+        beyond = 1 + int(_bin_of(np.abs(floor))) if floor else 0
+        place = NUM_BINS + int(np.sign(floor)) * beyond
+        line[place] += line[:place].sum()
+        line[:place] = 0
+        found.signed = np.stack([line[NUM_BINS + 1 :], line[:NUM_BINS][::-1]])
+        found.num_zeros = int(line[NUM_BINS])
+        above, below = self.peaks
+        found.peaks = (max(above, float(floor)), max(0.0, min(below, -float(floor))))
+        return found
+
+    def add(self, values: NDArray[np.float32]) -> bool:
+        """Count values, as they are; False, and nothing added, if not finite.
 
         Returns:
             Whether all values were finite.
@@ -99,22 +143,25 @@ class Histogram:
         zeros, peaks = 0, list(self.peaks)
         for start in range(0, flat.size, _CHUNK):
             part = flat[start : start + _CHUNK]
-            if floor is not None:
-                part = np.maximum(part, np.float32(floor))
             if not np.isfinite(part).all():
                 return False
             part = part[part != 0]
             zeros += min(_CHUNK, flat.size - start) - part.size
             peaks = [max(peaks[0], part.max(initial=0)), max(peaks[1], -part.min(initial=0))]
-            bits = part.view(np.uint32)
-            index = ((bits & _MAGNITUDE) >> np.uint32(_DROPPED)).astype(np.int64) - _LOWEST
-            np.clip(index, 0, NUM_BINS - 1, out=index)
-            index += (bits >> np.uint32(31)) * np.int64(NUM_BINS)
+            index = _bin_of(part) + np.signbit(part) * np.int64(NUM_BINS)
             found += np.bincount(index, minlength=2 * NUM_BINS)
         self.signed += found.reshape(2, NUM_BINS)
         self.num_zeros += zeros
         self.peaks = (float(peaks[0]), float(peaks[1]))
         return True
+
+
+def _bin_of(values: NDArray[np.float32] | np.float32) -> NDArray[np.int64]:
+    """Return the bin of each value's magnitude."""
+    bits = values.view(np.uint32) & _MAGNITUDE
+    index = (bits >> np.uint32(_DROPPED)).astype(np.int64) - _LOWEST
+    found: NDArray[np.int64] = np.clip(index, 0, NUM_BINS - 1)
+    return found
 
 
 def edges() -> NDArray[np.float64]:
@@ -128,14 +175,17 @@ def choose_clip(
 ) -> TensorRange:
     """Return the range of a tensor by one method; the clip lies in (0, abs_max].
 
+    Where there is a floor, values below it count as it, so that they do not widen the range.
+
     Raises:
         ConfigError: If `percentile` is not within (0, 100].
     """
     check_percentile(percentile)
+    seen, found = found, found.raised()
     counts = found.counts
     used = np.flatnonzero(counts)
     if not used.size or found.abs_max <= 0:
-        return TensorRange(0.0, 0.0, 0.0)
+        return _range_at(seen, 0.0, 0.0, 0.0)
     bounds = edges()
     centre = _centres(used, bounds, found.abs_max)
     weight = counts[used]
@@ -151,7 +201,7 @@ def choose_clip(
     else:
         clip = _least_squared_error(centre, weight, found.abs_max)
     clip = min(clip, found.abs_max)
-    return _range_at(found, clip, *_choose_bytes(found, method, clip))
+    return _range_at(seen, clip, *_choose_bytes(found, method, clip))
 
 
 def clip_at(found: Histogram, chosen: TensorRange, share: float) -> TensorRange:
@@ -165,17 +215,19 @@ def clip_at(found: Histogram, chosen: TensorRange, share: float) -> TensorRange:
 
 
 def _range_at(found: Histogram, clip: float, low: float, high: float) -> TensorRange:
-    """Return the range with these ends, and how much of the tensor lies beyond them."""
-    positive, negative = (_side(found, sign) for sign in (0, 1))
+    """Return the range with these ends, and how much of the tensor they clip."""
     grid = ByteRange.between(low, high)
-    ends = ((negative, grid.scale / 2 - grid.low), (positive, grid.high + grid.scale / 2))
-    outside = sum(float(side.beyond(np.array([end]))[0][0]) for side, end in ends)
-    used = np.flatnonzero(found.counts)
-    centre = _centres(used, edges(), found.abs_max)
-    share = int(found.counts[used][centre > clip].sum()) / found.total
-    return TensorRange(
-        found.abs_max, clip, share, replace(grid, clipped_share=outside / found.total)
-    )
+    whole = replace(grid, clipped_share=clipped_share(found, grid.scale, grid.low, grid.high))
+    told = TensorRange(found.abs_max, clip, 0.0, whole, found.floor)
+    reach = LEVELS * told.scale
+    return replace(told, clipped_share=clipped_share(found, told.scale, -reach, reach))
+
+
+def clipped_share(found: Histogram, step: float, low: float, high: float) -> float:
+    """Return the share of all values more than half a step outside a grid from low to high."""
+    ends = zip((_side(found, sign) for sign in (0, 1)), (high, -low), strict=True)
+    outside = sum(float(side.weight[side.magnitude > end + step / 2].sum()) for side, end in ends)
+    return outside / max(found.total, 1)
 
 
 def _choose_bytes(found: Histogram, method: ClipMethod, clip: float) -> tuple[float, float]:
@@ -201,17 +253,21 @@ def _centres(
     return np.where(used == NUM_BINS - 1, limit, centre)
 
 
-def signal_to_noise(found: Histogram, clip: float) -> float:
-    """Return the power of a tensor's values over that of their int8 error at this clip, in dB."""
-    counts = found.counts
-    used = np.flatnonzero(counts)
-    if not used.size or clip <= 0:
-        return float("inf")
-    bounds = edges()
-    centre = (bounds[used] + bounds[used + 1]) / 2
-    weight = counts[used].astype(np.float64)
-    error = float(np.dot(weight, _squared_error(centre, clip)))
-    return 10 * float(np.log10(np.dot(weight, centre**2) / error))
+def signal_to_noise(found: Histogram, step: float, low: float, high: float) -> float:
+    """Return the power of a tensor's values over that of their error on a grid, in dB.
+
+    The values of each bin are rounded as the grid does; at most MOST_DB. Zeros have no error.
+    """
+    power = error = 0.0
+    for sign in (0, 1):
+        side = _side(found, sign)
+        values = side.magnitude if sign == 0 else -side.magnitude
+        rounded = np.clip(np.rint(values / step) * step, low, high)
+        power += float(np.dot(side.weight, values**2))
+        error += float(np.dot(side.weight, (rounded - values) ** 2))
+    if error <= power * 10 ** (-MOST_DB / 10):
+        return MOST_DB
+    return 10 * float(np.log10(power / error))
 
 
 def check_percentile(percentile: float) -> None:
@@ -245,11 +301,14 @@ def _least_divergence(bounds: NDArray[np.float64], counts: Counts, limit: float)
     """Return the clip at which the quantised distribution diverges least from the clipped one.
 
     Equal bins are cut out of those of the histogram; what a bin holds counts as spread over it.
+    Clips beyond which more than `MOST_CLIPPED` lies are not asked.
     """
     wanted = limit * np.arange(NUM_ENTROPY_BINS + 1) / NUM_ENTROPY_BINS
     wanted[-1] = bounds[-1]  # The maximum lies inside the last bin that is filled.
     linear = np.diff(np.interp(wanted, bounds, np.append(0, np.cumsum(counts))))
-    sizes = range(LEVELS + 1, NUM_ENTROPY_BINS + 1)
+    beyond = 1 - np.cumsum(linear) / linear.sum()
+    least = int(np.argmax(beyond <= MOST_CLIPPED)) + 1
+    sizes = range(max(LEVELS + 1, least), NUM_ENTROPY_BINS + 1)
     best = min(sizes, key=lambda size: _divergence(linear, size))
     return limit * best / NUM_ENTROPY_BINS
 

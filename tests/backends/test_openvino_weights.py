@@ -48,9 +48,10 @@ def _dense_convolution(path: Path) -> tuple[np.ndarray, np.ndarray]:
     weight = rng.integers(90, 128, (16, 32, 1, 1)).astype(np.int8)
     weight[:, ::4] *= -1
     bytes_in = rng.integers(180, 256, (1, 32, 8, 8)).astype(np.uint8)
+    scale = rng.uniform(0.001, 0.002, 16).astype(np.float32)
     stored = {
         "step": np.float32(0.02), "zero": np.uint8(0), "weight": weight,
-        "scale": rng.uniform(0.001, 0.002, 16).astype(np.float32), "none": np.zeros(16, np.int8),
+        "scale": scale, "none": np.zeros(16, np.int8),
     }  # fmt: skip
     nodes = [
         helper.make_node("QuantizeLinear", ["x", "step", "zero"], ["bytes"]),
@@ -66,7 +67,7 @@ def _dense_convolution(path: Path) -> tuple[np.ndarray, np.ndarray]:
         [numpy_helper.from_array(np.asarray(value), name) for name, value in stored.items()],
     )
     onnx.save(helper.make_model(graph, opset_imports=[helper.make_opsetid("", 17)]), path)
-    kernel = weight[:, :, 0, 0] * stored["scale"][:, None].astype(np.float64)
+    kernel = weight[:, :, 0, 0] * scale[:, None].astype(np.float64)
     numbers = bytes_in.astype(np.float64) * 0.02
     return numbers.astype(np.float32), np.einsum("oi,nihw->nohw", kernel, numbers)
 

@@ -13,7 +13,7 @@ from scipy import ndimage
 
 from segdeploy.graph.answer_clip import SHARES, narrow_by_answer, stem_maps
 from segdeploy.graph.calibrate import calibrate
-from segdeploy.graph.clipping import Histogram, choose_clip, clip_at
+from segdeploy.graph.clipping import AnswerChoice, Histogram, choose_clip, clip_at
 
 Batch = NDArray[np.float32]
 WIDTHS = np.array([20.0, 3.0, 0.3, 0.1], np.float32)
@@ -83,11 +83,19 @@ def test_the_share_with_the_least_error_of_the_answer() -> None:
         errors.append(sum(float(np.mean(np.square(each))) for each in off))
     best = SHARES[int(np.argmin(errors))]
     assert best < 1  # Else this graph would show nothing.
-    found = narrow_by_answer(model, before, lambda: batches)["map"]
+    everything = Histogram()  # Of more images than those that are asked: facts are of all.
+    for batch in [*batches, 5 * batches[0]]:
+        everything.add(answer_map(model, batch))
+    counted = {"map": everything}
+    found = narrow_by_answer(model, before, counted, lambda: batches)["map"]
     assert found.bytes.high == pytest.approx(best * before["map"].bytes.high, rel=1e-6)
     assert found.clip == pytest.approx(best * before["map"].clip)
-    assert found.abs_max == before["map"].abs_max
-    assert narrow_by_answer(model, before, lambda: batches[::-1])["map"] == found
+    assert found.abs_max == everything.abs_max > before["map"].abs_max
+    maps = [answer_map(model, each).ravel() for each in [*batches, 5 * batches[0]]]
+    whole = np.rint(np.concatenate(maps) / found.bytes.scale) + found.bytes.zero_point
+    assert found.bytes.clipped_share == pytest.approx(float(np.mean(whole > 255)), abs=2e-3)
+    assert found.answer == AnswerChoice(best, SHARES, len(batches))
+    assert narrow_by_answer(model, before, counted, lambda: batches[::-1])["map"] == found
 
 
 def answer_map(model: onnx.ModelProto, batch: Batch) -> Batch:
@@ -117,5 +125,5 @@ def test_ends_and_what_lies_beyond_them(share: float) -> None:
     assert found.bytes.clipped_share == pytest.approx(
         float(np.mean((grid < 0) | (grid > 255))), abs=2e-3
     )
-    beyond = float(np.mean(np.abs(values) > share * chosen.clip))
+    beyond = float(np.mean(np.abs(values) > 127.5 * found.scale))
     assert found.clipped_share == pytest.approx(beyond, abs=2e-3)

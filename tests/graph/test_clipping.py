@@ -10,21 +10,24 @@ from scipy import special
 from segdeploy.core.errors import ConfigError
 from segdeploy.core.target import ClipMethod
 from segdeploy.graph.clipping import (
+    MOST_DB,
     NUM_ENTROPY_BINS,
     Histogram,
     TensorRange,
     _divergence,
     choose_clip,
+    clipped_share,
     edges,
+    signal_to_noise,
 )
 
 Values = NDArray[np.float32]
 
 
 def _count(*parts: Values, floor: float | None = None) -> Histogram:
-    found = Histogram()
+    found = Histogram(floor)
     for part in parts:
-        assert found.add(part, floor)
+        assert found.add(part)
     return found
 
 
@@ -78,9 +81,60 @@ def test_extreme_magnitudes_have_a_bin() -> None:
     assert np.isfinite(choose_clip(found).scale)
 
 
-def test_what_is_below_the_floor_counts_as_the_floor() -> None:
+def test_what_is_below_the_floor_counts_as_the_floor_in_choosing_alone() -> None:
     found = _count(np.asarray([-9, -3, 1], np.float32), floor=-3.0)
-    assert found.abs_max == 3
+    assert found.abs_max == 9
+    assert found.raised().abs_max == 3
+    chosen = choose_clip(found, ClipMethod.MIN_MAX)
+    assert (chosen.abs_max, chosen.clip, chosen.floor) == (9, 3, -3)
+    assert chosen.bytes.low == pytest.approx(-3, abs=chosen.bytes.scale)
+    assert chosen.clipped_share == chosen.bytes.clipped_share == pytest.approx(1 / 3)
+
+
+@pytest.mark.parametrize("method", list(ClipMethod))
+@pytest.mark.parametrize("floor", [-3.0, -0.7, 0.0])
+def test_a_floor_steers_the_range_and_no_fact(method: ClipMethod, floor: float) -> None:
+    values = np.random.default_rng(4).normal(-1, 3, 60_000).astype(np.float32)
+    found = choose_clip(_count(values, floor=floor), method, 99.0)
+    raised = choose_clip(_count(np.maximum(values, np.float32(floor))), method, 99.0)
+    assert found.clip == raised.clip
+    assert (found.bytes.scale, found.bytes.zero_point) == (
+        raised.bytes.scale,
+        raised.bytes.zero_point,
+    )
+    assert found.abs_max == np.abs(values).max() > raised.abs_max
+    signed = np.abs(np.rint(values.astype(np.float64) / found.scale)) > 127
+    assert found.clipped_share == pytest.approx(signed.mean(), abs=5e-4)
+    whole = np.rint(values.astype(np.float64) / found.bytes.scale) + found.bytes.zero_point
+    outside = (whole < 0) | (whole > 255)
+    assert found.bytes.clipped_share == pytest.approx(outside.mean(), abs=5e-4)
+    assert outside.mean() > 0.1
+
+
+@pytest.mark.parametrize("end", [127, 127.4, 127.6, 140])
+def test_both_grids_clip_what_is_more_than_half_a_step_outside(end: float) -> None:
+    """One definition: what rounds to the last step is not clipped."""
+    values = np.asarray([end, -1, 2, 3], np.float32)
+    expected = 0.25 if end > 127.5 else 0
+    assert clipped_share(_count(values), 1.0, -127.0, 127.0) == expected
+    assert clipped_share(_count(-values), 1.0, -127.0, 127.0) == expected
+    assert clipped_share(_count(values), 1.0, 0.0, 127.0) == 0.25 + expected
+
+
+@pytest.mark.parametrize("ends", [(-127, 127), (0, 255), (-40, 215), (-200, 55)])
+@pytest.mark.parametrize("step", [0.005, 0.03, 0.2])
+def test_signal_to_noise_is_that_of_the_rounded_values(ends: tuple[int, int], step: float) -> None:
+    values = np.random.default_rng(0).normal(0.7, 1.5, 100_000).astype(np.float32)
+    exact = values.astype(np.float64)
+    rounded = np.clip(np.rint(exact / step), *ends) * step
+    slow = 10 * np.log10(np.mean(exact**2) / np.mean((exact - rounded) ** 2))
+    found = signal_to_noise(_count(values), step, ends[0] * step, ends[1] * step)
+    assert found == pytest.approx(slow, abs=0.05)
+
+
+def test_an_exact_grid_is_told_as_the_most_that_can_be_told() -> None:
+    assert signal_to_noise(_count(np.zeros(9, np.float32)), 1.0, -127.0, 127.0) == MOST_DB
+    assert signal_to_noise(_count(np.full(9, 4, np.float32)), 1.0, -127.0, 127.0) == MOST_DB
 
 
 @pytest.mark.parametrize("method", list(ClipMethod))
@@ -94,14 +148,15 @@ def test_a_constant_tensor_is_reached(method: ClipMethod) -> None:
     found = choose_clip(_count(np.full(1000, -2.5, np.float32)), method)
     assert found.abs_max == 2.5
     assert found.clip == pytest.approx(2.5, rel=1e-2)
-    assert found.clipped_share == 0 or found.clip > 2.49
+    assert found.clipped_share == 0
 
 
 @pytest.mark.parametrize("method", list(ClipMethod))
 def test_a_clip_lies_within_the_values(method: ClipMethod, values: Values) -> None:
     found = choose_clip(_count(values), method)
     assert 0 < found.clip <= found.abs_max == values.max()
-    assert found.clipped_share == pytest.approx(np.mean(values > found.clip), abs=2e-4)
+    clipped = np.mean(values > 127.5 * found.scale)
+    assert found.clipped_share == pytest.approx(clipped, abs=2e-4)
 
 
 def test_min_max_is_the_largest_magnitude(values: Values) -> None:
@@ -175,13 +230,20 @@ def test_entropy_clips_few_of_an_image_s_values() -> None:
     assert np.mean(np.abs(values) > found.clip) < 0.01
 
 
+def test_entropy_does_not_clip_below_nearly_all_values() -> None:
+    """What a gate gives lies in a narrow band: all of it in one bin diverges from nothing."""
+    band = np.random.default_rng(0).normal(0.6, 0.05, 30_000).clip(0.5, 0.8)
+    values = np.append(band, np.full(3, 0.165)).astype(np.float32)
+    found = choose_clip(_count(values), ClipMethod.ENTROPY)
+    assert np.mean(values > found.clip) < 0.011
+
+
 def test_a_floor_does_not_hide_what_lies_above_it_from_entropy() -> None:
     """What HardSwish reads: a third of the values at -3, and as if they were not there."""
     above = np.random.default_rng(0).laplace(0, 1.5, 200_000).astype(np.float32)
     above = above[above > 0]
     alone = choose_clip(_count(above), ClipMethod.ENTROPY).clip
-    histogram = _count(above)
-    assert histogram.add(np.full(above.size // 2, -7, np.float32), -3.0)
+    histogram = _count(above, np.full(above.size // 2, -7, np.float32), floor=-3.0)
     assert choose_clip(histogram, ClipMethod.ENTROPY).clip == alone > 4
 
 
@@ -223,15 +285,18 @@ def test_what_rounds_to_an_end_of_the_bytes_is_not_clipped() -> None:
     assert grid.clipped_share == pytest.approx(clipped, abs=4e-4)  # Half a step is 1e-3 here.
 
 
-def test_a_floor_counts_as_if_the_values_had_been_raised_to_it() -> None:
+@pytest.mark.parametrize("floor", [-9.0, -3.0, -0.5, -0.4937, -1e-30, 0.0, 0.4937, 9.0])
+def test_raised_is_what_the_raised_values_give(floor: float) -> None:
     rng = np.random.default_rng(2)
     values = rng.standard_normal(2**18 + 9).astype(np.float32)
     values[rng.random(values.size) < 0.1] = 0
-    floored, raised = _count(values, floor=-0.5), _count(np.maximum(values, np.float32(-0.5)))
-    np.testing.assert_array_equal(floored.signed, raised.signed)
-    assert floored.peaks == raised.peaks == (values.max(), 0.5)
-    assert floored.num_zeros == np.count_nonzero(values == 0)
-    assert _count(values).peaks == (values.max(), -values.min())
+    found, plain = _count(values, floor=floor), _count(np.maximum(values, np.float32(floor)))
+    raised = found.raised()
+    np.testing.assert_array_equal(raised.signed, plain.signed)
+    assert (raised.peaks, raised.num_zeros) == (plain.peaks, plain.num_zeros)
+    np.testing.assert_array_equal(found.signed, _count(values).signed)  # Which stays as it was.
+    assert found.peaks == (values.max(), -values.min())
+    assert found.num_zeros == np.count_nonzero(values == 0)
 
 
 def test_one_outlier_does_not_decide_the_range() -> None:
