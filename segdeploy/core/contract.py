@@ -47,12 +47,14 @@ LEAST_EXTENT = 2.0**-103
 
 _RULE = (
     "The label of a pixel is the class of the largest logit, interpolated bilinearly from the four "
-    "samples around it (ties: the lowest class; one class: whether the logit is above 0). "
+    "samples around it (ties: the lowest class; a NaN counts as the largest, and the first of "
+    "several wins; one class: whether the logit is above 0, which NaN is not). "
     "A pixel at x lies at s = max(0, (w / W) * (x + 0.5) - 0.5), with align_corners at "
     "s = x * ((w - 1) / (W - 1)) (0 where W is 1), between the samples j = min(floor(s), w - 1) "
     "and min(j + 1, w - 1); the share of the second is t = min(s - j, 1), of the first 1 - t; "
-    "likewise along y. Every operation is rounded to float32, in the order of the brackets, x "
-    "before y, and none is fused with another. "
+    "likewise along y. Two samples a and b are combined as (a * (1 - t)) + (b * t): along x in "
+    "both rows, then the two results along y. Every operation is rounded to float32, in the order "
+    "of the brackets, x before y, and none is fused with another. "
     "Nothing needs to be interpolated where all four samples have the same largest class, are "
     "finite in all classes, and in each of them that class leads the second by more than "
     "margin * 2^-23 * max(largest |logit| of the sample, 2^-103) (one class: |logit| exceeds it). "

@@ -18,6 +18,7 @@ from typing import Any
 import onnx
 
 from segdeploy.core.errors import BuildError, ConfigError
+from segdeploy.graph.borders import Borders
 from segdeploy.graph.node_groups import CONVOLUTIONS, NodeGroups
 from segdeploy.graph.policy import DEFAULT, Policy, shipped_policy
 
@@ -54,9 +55,9 @@ class Placement:
 
     `activations` are quantised once, and `readers` (node names) of each read the quantised form;
     None stands for all readers. `source` gives for a tensor that only moves values (MaxPool,
-    Resize) the tensor whose scale it shares. `borders` counts the Q and DQ between float and int8
-    regions, `float_activations` the operators that stand between int8 convolutions in float.
-    `grid` is the one of all activations.
+    Resize) the tensor whose scale it shares. `borders` counts the Q and DQ that the runtime really
+    computes, `float_activations` the operators between int8 nodes that it runs in float (module
+    `borders`). `grid` is the one of all activations.
     """
 
     activations: dict[str, frozenset[str] | None]
@@ -117,8 +118,10 @@ class _Placer:
     def __init__(self, groups: NodeGroups, policy: Policy) -> None:
         self.groups = groups
         self.grid = policy.activations
+        self.runtime = policy.runtime
         self.nodes = [n for n in groups.graph.node if n.name in self.groups.by_node]
-        self.wanted = {n.name: policy.choose(n.name, self._group(n)) for n in self.nodes}
+        self.description = policy.description
+        self.wanted = {n.name: policy.choose(n.name, self._group(n), n.op_type) for n in self.nodes}
         self.refused: dict[str, str] = {}
         self.activations: dict[str, set[str] | None] = {}
         self.source: dict[str, str] = {}
@@ -152,14 +155,15 @@ class _Placer:
         source = {name: self._root(name) for name in self.source}
         frozen = {n: None if r is None else frozenset(r) for n, r in self.activations.items()}
         choices = tuple(self._record(node) for node in self.nodes)
-        inside = {c.node for c in choices if c.choice in {"int8", "fused"}}
+        taken = {c.node: c.choice for c in choices if c.choice in {"int8", "fused"}}
+        borders = Borders(self.groups, frozen, taken, self.runtime, self.grid)
         return Placement(
             frozen,
             tuple(dict.fromkeys(self.weights)),
             source,
             choices,
-            self._count_borders(inside),
-            self._count_float_activations(inside),
+            borders.count(),
+            borders.count_float_operators(),
             self.grid,
         )
 
@@ -170,9 +174,9 @@ class _Placer:
         choice, reason = self.wanted[node.name]
         if node.name in self.refused:
             choice, reason = "float", self.refused[node.name]
-        return NodeChoice(
-            node.name, node.op_type, self._group(node), choice, reason or _MEANING[choice]
-        )
+        if not reason:  # A policy of one thought, as `all`, says it of itself.
+            reason = ": ".join(filter(None, (_MEANING[choice], self.description)))
+        return NodeChoice(node.name, node.op_type, self._group(node), choice, reason)
 
     def _refuse(self, node: onnx.NodeProto, why: str) -> None:
         self.refused[node.name] = why
@@ -267,47 +271,6 @@ class _Placer:
         self._read_quantized(node.input[0], node.name)
         self.activations[node.output[0]] = None
         return None
-
-    def _count_borders(self, inside: set[str]) -> int:
-        """Count the Q whose value comes from float and the DQ that a float node reads."""
-        count = 0
-        for name, chosen in self.activations.items():
-            maker = self._maker(name)
-            readers = [r for r in self.groups.readers.get(name, []) if self._reads(r, chosen)]
-            count += maker not in inside
-            count += any(reader.name not in inside for reader in readers)
-        return count
-
-    @staticmethod
-    def _reads(node: onnx.NodeProto, chosen: set[str] | None) -> bool:
-        return chosen is None or node.name in chosen
-
-    def _maker(self, name: str) -> str | None:
-        """Return the node that makes a tensor, looking through what is fused into it."""
-        node = self.groups.made.get(name)
-        while node is not None and (
-            self.groups.is_clip(node) or self.wanted.get(node.name, ("", ""))[0] == "fused"
-        ):
-            before = self.groups.made.get(node.input[0])
-            if before is None or len(self.groups.readers[node.input[0]]) > 1:
-                break
-            node = before
-        return None if node is None else node.name
-
-    def _count_float_activations(self, inside: set[str]) -> dict[str, int]:
-        """Count float operators that read a DQ or feed a Q: each keeps int8 regions apart."""
-        found: Counter[str] = Counter()
-        for node in self.groups.graph.node:
-            if node.name in inside or node.op_type in CONVOLUTIONS or self.groups.is_clip(node):
-                continue
-            reads = any(
-                name in self.activations and self._reads(node, self.activations[name])
-                for name in node.input
-            )
-            feeds = any(self._is_quantized(name) for name in node.output)
-            if (reads or feeds) and node.op_type != "Shape":
-                found[node.op_type] += 1
-        return dict(sorted(found.items()))
 
 
 def _keeps_range(node: onnx.NodeProto) -> bool:

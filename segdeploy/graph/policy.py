@@ -49,6 +49,8 @@ CHOICES: dict[str, tuple[str, ...]] = {
     "resize": _OTHER,
 }
 """Group -> what may be chosen for it; `fused` is part of the int8 convolution before it."""
+_OWN_WORDS = {"pad": "resize"}
+"""An operator (in lower case) that may have a reason apart from the others of its group."""
 
 
 @dataclass(frozen=True)
@@ -64,7 +66,8 @@ class Override:
 class Policy:
     """A choice per group, overrides by name (the last match wins), words and evidence.
 
-    `activations` is their grid: symmetric int8 (zero point 0) or asymmetric uint8.
+    `activations` is their grid: symmetric int8 (zero point 0) or asymmetric uint8. `runtime` is the
+    backend that it was read for: it decides what is counted as a border, and nothing of the graph.
     """
 
     name: str
@@ -74,6 +77,7 @@ class Policy:
     reasons: dict[str, str] = field(default_factory=dict)
     overrides: tuple[Override, ...] = ()
     evidence: dict[str, Any] = field(default_factory=dict)
+    runtime: str = field(default="", compare=False)
 
     @cached_property
     def digest(self) -> str:
@@ -88,8 +92,16 @@ class Policy:
         """What a manifest says of it, and a build key depends on."""
         return {"policy": self.name, "digest": self.digest}
 
-    def choose(self, node: str, group: str) -> tuple[str, str]:
-        """Return (choice, reason in words) for a node of a group.
+    def reasons_for(self, groups: Mapping[str, str]) -> dict[str, str]:
+        """Return the reasons that hold for other choices as well: of those that are the same."""
+        return {
+            words: why
+            for words, why in self.reasons.items()
+            if groups[g := _OWN_WORDS.get(words, words)] == self.groups[g]
+        }
+
+    def choose(self, node: str, group: str, operator: str = "") -> tuple[str, str]:
+        """Return (choice, reason in words) for a node of a group; no reason may be given ("").
 
         Raises:
             ConfigError: If an override asks for what this group does not offer.
@@ -98,7 +110,9 @@ class Policy:
             if fnmatchcase(node, each.nodes):
                 _check_choice(each.choice, group, f"The policy '{self.name}' for {node}")
                 return each.choice, each.reason
-        return self.groups[group], self.reasons.get(group, "")
+        own = operator.lower()
+        words = own if _OWN_WORDS.get(own) == group and own in self.reasons else group
+        return self.groups[group], self.reasons.get(words, "")
 
 
 def load_policy(text: str, backend: str) -> Policy:
@@ -112,7 +126,7 @@ def load_policy(text: str, backend: str) -> Policy:
     if text == DEFAULT:
         return shipped_policy(backend)
     if (files("segdeploy.graph") / "policies" / f"{text}.toml").is_file():
-        return shipped_policy(text)
+        return replace(shipped_policy(text), runtime=backend)
     path = Path(text)
     if not text:
         raise ConfigError("--int8-policy is empty.", hint=_POLICIES)
@@ -123,16 +137,17 @@ def load_policy(text: str, backend: str) -> Policy:
             f"Cannot read the int8 policy '{text}': {getattr(error, 'strerror', None) or error}.",
             hint=_POLICIES,
         ) from error
-    return parse_policy(content, path.stem, str(path), base=backend)
+    return replace(parse_policy(content, path.stem, str(path), base=backend), runtime=backend)
 
 
 def shipped_policy(name: str) -> Policy:
     """Return the policy of a backend; one without a file of its own gets the default."""
-    folder = files("segdeploy.graph") / "policies"
+    folder, runtime = files("segdeploy.graph") / "policies", name
     file = folder / f"{name}.toml"
     if not file.is_file():
         name, file = DEFAULT, folder / f"{DEFAULT}.toml"
-    return parse_policy(file.read_text(encoding="utf-8"), name, f"the shipped policy {name}")
+    policy = parse_policy(file.read_text(encoding="utf-8"), name, f"the shipped policy {name}")
+    return replace(policy, runtime=runtime)
 
 
 def parse_policy(content: str, name: str, what: str, base: str = DEFAULT) -> Policy:
@@ -147,22 +162,17 @@ def parse_policy(content: str, name: str, what: str, base: str = DEFAULT) -> Pol
         plain = tomllib.loads(content)
     except tomllib.TOMLDecodeError as error:
         raise ConfigError(f"{what} is not TOML: {error}.") from error
-    known = {"activations", "description", "groups", "reasons", "overrides", "evidence"}
-    if unknown := sorted(set(plain) - known):
+    keys = {"activations", "description", "groups", "reasons", "overrides", "evidence"}
+    if unknown := sorted(set(plain) - keys):
         raise ConfigError(
             f"{what} has unknown keys: {', '.join(unknown)}.",
-            hint=f"Known: {', '.join(sorted(known))}.",
+            hint=f"Known: {', '.join(sorted(keys))}.",
         )
     try:
         policy = msgspec.convert({**plain, "name": name, "groups": plain.get("groups", {})}, Policy)
     except msgspec.ValidationError as error:
         raise ConfigError(f"{what}: {error}.") from error
-    for table in (policy.groups, policy.reasons):
-        if strange := sorted(set(table) - set(CHOICES)):
-            raise ConfigError(
-                f"{what} has unknown groups: {', '.join(strange)}.",
-                hint=f"Known: {', '.join(CHOICES)}.",
-            )
+    _check_names(policy, what)
     for group, choice in policy.groups.items():
         _check_choice(choice, group, what)
     for each in policy.overrides:
@@ -172,7 +182,9 @@ def parse_policy(content: str, name: str, what: str, base: str = DEFAULT) -> Pol
         return policy
     usual = shipped_policy(base)
     groups = usual.groups | _older_names(policy.groups)
-    reasons = {g: why for g, why in usual.reasons.items() if groups[g] == usual.groups[g]}
+    reasons = usual.reasons_for(groups)
+    for words in [own for own, group in _OWN_WORDS.items() if group in policy.reasons]:
+        reasons.pop(words, None)  # A file speaks for all of a group, where it says no more.
     return replace(
         policy,
         groups=groups,
@@ -222,6 +234,15 @@ def _toml(value: Any) -> str:
     if isinstance(value, (list, tuple)):
         return f"[{', '.join(map(_toml, value))}]"
     return json.dumps(value, ensure_ascii=False).replace("\x7f", "\\u007f")
+
+
+def _check_names(policy: Policy, what: str) -> None:
+    for table, known in ((policy.groups, {*CHOICES}), (policy.reasons, {*CHOICES, *_OWN_WORDS})):
+        if strange := sorted(set(table) - known):
+            raise ConfigError(
+                f"{what} has unknown groups: {', '.join(strange)}.",
+                hint=f"Known: {', '.join(CHOICES)}.",
+            )
 
 
 def _check_choice(choice: str, group: str, what: str) -> None:

@@ -30,6 +30,13 @@ _HOMES = {
     "ncnn": "phones and boards",
 }
 
+_FUSABLE = frozenset({
+    "Celu", "Elu", "Gelu", "HardSigmoid", "HardSwish", "LeakyRelu", "Mish", "Mul", "PRelu", "Selu",
+    "Sigmoid", "Softplus", "Swish", "Tanh",
+})  # fmt: skip
+"""Activations and gates, which one runtime or another makes one kernel of with an int8 neighbour;
+what is not here (Resize, Pad, Add) stands beside it as a node of its own."""
+
 
 @dataclass(frozen=True)
 class Worth:
@@ -102,7 +109,9 @@ def _slower_than_parent(one: Measured, rivals: Sequence[Measured]) -> str:
 
 def _causes(one: Measured) -> str:
     found = [f"{one.borders} Q/DQ borders"] if one.borders else []
-    found += [f"{count} unfused {name}" for name, count in one.float_activations.items() if count]
+    between = {name: count for name, count in one.float_activations.items() if count}
+    found += [f"{n} unfused {name}" for name, n in between.items() if name in _FUSABLE]
+    found += [f"{n} {name} in float" for name, n in between.items() if name not in _FUSABLE]
     return ", ".join(found)
 
 

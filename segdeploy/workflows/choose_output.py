@@ -45,6 +45,7 @@ from segdeploy.export.foreign import plan_import
 from segdeploy.export.plan import PLAIN, Step, default_name, plan_export
 from segdeploy.frameworks.torch import require_onnx
 from segdeploy.graph.policy import DEFAULT, load_policy
+from segdeploy.report.cost import latency_interval
 from segdeploy.workflows.export_verified import VerifiedExport, export_and_verify
 from segdeploy.workflows.form_folders import FORMS, own_names, remove_left_forms
 from segdeploy.workflows.run_keys import machine_key, stage_key
@@ -329,13 +330,19 @@ def _measure(
 def describe_choice(
     results: dict[OutputKind, BenchResult], left_out: dict[str, str], measuring: Measuring
 ) -> dict[str, Any]:
-    """Return what the manifest says of the choice; times in ms, from image to label map."""
+    """Return what the manifest says of the choice; times in ms, from image to label map.
+
+    `interval_ms` is that of the median at 95 %, of calls and of blocks whichever is wider; null
+    where there were too few.
+    """
     times = {form: float(result.latency_ms["p50"] or 0.0) for form, result in results.items()}
     order = sorted(times, key=lambda form: times[form])
     first = results[order[0]]
     return {
         "chosen": str(order[0]),
         "p50_ms": {str(form): round(times[form], 4) for form in order},
+        "interval_ms": {str(form): _interval(results[form]) for form in order},
+        "num_samples": {str(form): len(results[form].samples_ms) for form in order},
         "ratio_to_next": round(times[order[1]] / times[order[0]], 4) if len(order) > 1 else None,
         "left_out": left_out,
         "threads": measuring.threads,
@@ -344,10 +351,24 @@ def describe_choice(
     }
 
 
+def _interval(result: BenchResult) -> list[float] | None:
+    sizes = result.environment.get("block_sizes") or ()
+    found = latency_interval(result.samples_ms, [size for size in sizes if size])
+    return None if found is None else [round(end, 4) for end in found]
+
+
 def describe(choice: dict[str, Any]) -> str:
-    """Return a sentence for people."""
+    """Return a sentence for people; it names the forms that may be as fast (intervals overlap)."""
     times = ", ".join(f"{form} {value:.1f} ms" for form, value in choice["p50_ms"].items())
-    return f"{choice['chosen']} is the fastest way to a label map here ({times})"
+    intervals = choice.get("interval_ms") or {}  # Older manifests have none.
+    own = intervals.get(choice["chosen"])
+    near = [
+        form
+        for form, other in intervals.items()
+        if form != choice["chosen"] and own and other and other[0] <= own[1]
+    ]
+    noise = f", within noise as fast as {' and '.join(near)}" if near else ""
+    return f"{choice['chosen']} is the fastest way to a label map here{noise} ({times})"
 
 
 def _take(maker: _Maker, form: OutputKind, built: dict[OutputKind, Path], folder: Path) -> None:

@@ -117,9 +117,14 @@ def tune(
     load_checkpoint(plan.checkpoint)
     bench = _Bench(plan, progress)
     start = shipped_policy(backend)
-    found, trials = search(start, bench.groups(start), bench.instruments(), report)
-    evidence = {**bench.describe(), "trials": [trial.to_dict() for trial in trials]}
-    reasons = {**start.reasons, **_reasons(found, start, trials)}
+    groups, present = bench.groups(start)
+    found, trials = search(start, groups, bench.instruments(), report, present)
+    evidence = {
+        **bench.describe(),
+        "groups_asked": list(plan.groups) or "all",
+        "trials": [trial.to_dict() for trial in trials],
+    }
+    reasons = {**start.reasons_for(found.groups), **_reasons(found, start, trials)}
     description = f"Found by segdeploy tune for {plan.target}, from the policy '{start.name}'."
     policy = replace(
         found, name=out.stem, description=description, reasons=reasons, evidence=evidence
@@ -180,8 +185,8 @@ class _Bench:
     def instruments(self) -> Instruments:
         return Instruments(self._place, self._judge, self._compare)
 
-    def groups(self, start: Policy) -> list[str]:
-        """Return the groups to change that the graph has nodes of, most nodes first."""
+    def groups(self, start: Policy) -> tuple[list[str], list[str]]:
+        """Return the groups to change, most nodes first, and all that the graph has nodes of."""
         from segdeploy.graph.placement import place_qdq
 
         self._build(start)
@@ -192,7 +197,8 @@ class _Bench:
                 hint=f"It has {', '.join(counts)}.",
             )
         wanted = [group for group in counts if group in (self.plan.groups or counts)]
-        return sorted(wanted, key=lambda group: (-sum(counts[group].values()), group))
+        order = sorted(wanted, key=lambda group: (-sum(counts[group].values()), group))
+        return order, list(counts)
 
     def describe(self) -> dict[str, Any]:
         """Return what the figures hold for: model, machine, versions, data."""

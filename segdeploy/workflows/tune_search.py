@@ -1,6 +1,6 @@
 """The greedy search of `tune`, apart from how anything is measured.
 
-"Everything int8" is tried first, since some groups pay only together; then one group at a time,
+All groups at once are tried in int8 first, since some pay only together; then one group at a time,
 each choice against the best so far, until a sweep keeps nothing. Variants that place the same Q/DQ
 in this graph are measured once. A variant that cannot be built or run loses, and says why.
 """
@@ -81,14 +81,16 @@ def search(
     groups: Sequence[str],
     instruments: Instruments,
     report: Callable[[str], object] | None = None,
+    present: Sequence[str] | None = None,
 ) -> tuple[Policy, list[Trial]]:
     """Return the best policy that was found, and every trial in order.
 
     Args:
         start: Where to begin.
-        groups: The groups that the graph has nodes of.
+        groups: The groups to change.
         instruments: What measures.
         report: Called with a line for people after each trial.
+        present: The groups that the graph has nodes of; default: `groups`.
 
     Raises:
         BestFailedError: If the best so far cannot be run beside a candidate.
@@ -96,9 +98,15 @@ def search(
     """
     best, trials = start, list[Trial]()
     seen = {instruments.place(start)}  # What lost against a best loses against a better one.
+    tell = report or (lambda _: None)
+    for group in groups:
+        changed = [replace(start, groups={**start.groups, group: c}) for c in CHOICES[group]]
+        if all(instruments.place(policy) in seen for policy in changed):
+            tell(f"{group}: alone, no choice changes what is placed in this graph")
     for sweep in range(MAX_SWEEPS):
         before = best
-        for change in [*([] if sweep else [_everything(groups)]), *_changes(groups)]:
+        together = [] if sweep else [_together(best, groups, present or groups)]
+        for change in [*together, *_changes(groups)]:
             candidate = replace(best, groups={**best.groups, **change.groups})
             placed = instruments.place(candidate)
             if placed in seen:
@@ -107,8 +115,7 @@ def search(
             trials.append(_try(change.name, best, candidate, instruments))
             if trials[-1].decision.kept:
                 best = candidate
-            if report is not None:
-                report(str(trials[-1]))
+            tell(str(trials[-1]))
         if best is before:
             break
     return best, trials
@@ -120,8 +127,14 @@ class _Change:
     groups: dict[str, str]
 
 
-def _everything(groups: Sequence[str]) -> _Change:
-    return _Change("everything int8", {group: CHOICES[group][0] for group in groups})
+def _together(start: Policy, groups: Sequence[str], present: Sequence[str]) -> _Change:
+    """Return all groups in int8, called by what it makes of the graph."""
+    if len(groups) == 1:
+        return _changes(groups)[0]
+    change = dict.fromkeys(groups, "int8")
+    if all({**start.groups, **change}[group] == "int8" for group in present):
+        return _Change("everything int8", change)
+    return _Change(f"{', '.join(groups[:-1])} and {groups[-1]} in int8", change)
 
 
 def _changes(groups: Sequence[str]) -> list[_Change]:

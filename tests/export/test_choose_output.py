@@ -40,9 +40,9 @@ SIZE = (64, 96)
 BRIEF = Measuring(threads=1, seconds=0.2, warmup_s=0.1)
 
 
-def _result(form: str, ms: float) -> BenchResult:
+def _result(form: str, ms: float, samples: list[float] | None = None) -> BenchResult:
     return BenchResult(
-        target="onnx-fp32", path=form, samples_ms=[ms, ms, 2 * ms], batch_size=1,
+        target="onnx-fp32", path=form, samples_ms=samples or [ms, ms, 2 * ms], batch_size=1,
         input_shape=(1, 64, 96, 3), peak_memory_mib=None, environment={"cpu": "c"},
     )  # fmt: skip
 
@@ -61,6 +61,24 @@ def test_the_fastest_form_is_chosen_and_the_others_are_told() -> None:
         "low-logits is the fastest way to a label map here "
         "(low-logits 2.0 ms, labels 2.5 ms, logits 3.0 ms)"
     )
+
+
+def test_a_winner_within_noise_says_so_and_what_it_was_judged_by() -> None:
+    results = {
+        OutputKind.LOGITS: _result("a", 0, [4.0 + 0.01 * i for i in range(7)]),
+        OutputKind.LABELS: _result("b", 0, [2.0 + 0.1 * i for i in range(7)]),
+        OutputKind.LOW_LOGITS: _result("c", 0, [2.05 + 0.1 * i for i in range(6)]),
+    }
+    choice = describe_choice(results, {}, BRIEF)
+    assert choice["num_samples"] == {"labels": 7, "low-logits": 6, "logits": 7}
+    # All of six or seven: between the least and the largest lies the median in 97 % and 98 %.
+    assert choice["interval_ms"] == {
+        "labels": [2.0, 2.6], "low-logits": [2.05, 2.55], "logits": [4.0, 4.06],
+    }  # fmt: skip
+    said = "labels is the fastest way to a label map here, within noise as fast as low-logits ("
+    assert describe(choice).startswith(said)
+    del choice["interval_ms"]  # As in an older manifest.
+    assert describe(choice).startswith("labels is the fastest way to a label map here (")
 
 
 @pytest.mark.serial

@@ -16,7 +16,7 @@ from segdeploy.core.folder import Checkpoint, load_artifact
 from segdeploy.core.target import ExportTarget, Precision
 from segdeploy.export import Int8Options, export, graphs, stage
 from segdeploy.export.plan import PLAIN, Step
-from segdeploy.graph.calibrate import calibrate
+from segdeploy.graph.calibrate import count_values
 from segdeploy.graph.placement import place_qdq
 from segdeploy.graph.policy import load_policy, shipped_policy
 from segdeploy.graph.proto import load_graph
@@ -44,7 +44,7 @@ def test_the_manifest_tells_the_policy_and_the_counts_and_a_file_every_node(
     folder, _ = _export(checkpoint, run, "all", "everything")
     artifact = load_artifact(folder)
     plain = load_graph(run / "onnx-fp32" / "model.onnx")
-    wanted = place_qdq(plain, shipped_policy("all"))
+    wanted = place_qdq(plain, load_policy("all", "onnx"))
     told = artifact.manifest.options["int8"]
     assert told == {"policy": "all", "digest": shipped_policy("all").digest, **wanted.summary()}
     assert told["groups"]["hard_swish"] == {"int8": 1}
@@ -151,7 +151,7 @@ def test_another_policy_calibrates_only_what_is_not_known_yet(
     checkpoint: Checkpoint, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     asked: list[set[str]] = []
-    original = calibrate
+    original = count_values
 
     def counted(model: Any, tensors: Sequence[str], *rest: Any) -> Any:
         asked.append(set(tensors))
@@ -159,7 +159,7 @@ def test_another_policy_calibrates_only_what_is_not_known_yet(
 
     few = tmp_path / "few.toml"
     few.write_text("[groups]\nhard_swish = 'fused'\n")
-    monkeypatch.setattr(f"{graphs.__name__}.calibrate", counted)
+    monkeypatch.setattr(f"{graphs.__name__}.count_values", counted)
     monkeypatch.setattr(graphs, "_known", {})
     for policy in (str(few), "all", str(few)):
         _export(checkpoint, tmp_path, policy, Path(policy).stem)

@@ -35,6 +35,25 @@ def test_a_shipped_policy_names_every_group_and_its_evidence_is_there(name: str)
         assert (ROOT / policy.evidence["results"]).is_file()
 
 
+@pytest.mark.parametrize("name", sorted({*SHIPPED} - {"all"}))
+def test_a_shipped_policy_gives_a_reason_for_every_group(name: str) -> None:
+    policy = shipped_policy(name)
+    said = {group: policy.choose("n", group)[1] for group in CHOICES}
+    assert all(len(why.split()) > 4 for why in said.values()), said
+
+
+def test_a_pad_has_words_of_its_own_and_a_file_speaks_for_its_whole_group() -> None:
+    usual = shipped_policy("onnx")
+    assert usual.choose("n", "resize", "Resize")[1] == usual.choose("n", "resize")[1]
+    choice, why = usual.choose("n", "resize", "Pad")
+    assert choice == "float"
+    assert "interpolates none" in why
+    mine = parse_policy("[reasons]\nresize = 'mine'", "mine", "mine", base="onnx")
+    assert mine.choose("n", "resize", "Pad") == ("float", "mine")
+    other = parse_policy("[groups]\nresize = 'int8'", "mine", "mine", base="onnx")
+    assert other.choose("n", "resize", "Pad") == ("int8", "")
+
+
 def test_all_is_int8_everywhere_and_a_backend_without_a_file_gets_the_default() -> None:
     assert set(load_policy("all", "onnx").groups.values()) == {"int8"}
     assert load_policy("default", "a_plug_in") == shipped_policy("default")

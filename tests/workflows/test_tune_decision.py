@@ -4,7 +4,7 @@ that counts instead of measuring."""
 from __future__ import annotations
 
 import math
-from collections.abc import Hashable
+from collections.abc import Hashable, Sequence
 from dataclasses import replace
 from itertools import product
 
@@ -243,6 +243,38 @@ def test_a_candidate_that_fails_has_lost_with_its_reason_and_the_search_goes_on(
     }  # fmt: skip
     assert str(trials[1]) == "gate = int8: not kept, it failed: no kernel"
     assert str(trials[2]) == "resize = int8: 1.00% flips: not kept, it failed: crashed"
+
+
+def test_a_trial_is_called_everything_int8_only_if_the_whole_graph_is() -> None:
+    world = _World({g: dict.fromkeys(CHOICES[g], 1.0) for g in GROUPS})
+    start = shipped_policy("default")
+    start = replace(start, groups={**start.groups, **dict.fromkeys(GROUPS, "float")})
+
+    def first(groups: Sequence[str], present: Sequence[str], start: Policy = start) -> str:
+        _, trials = search(start, groups, world.instruments(), present=present)
+        return trials[0].change
+
+    assert first(GROUPS, GROUPS) == "everything int8"
+    assert first(GROUPS[:2], GROUPS) == f"{GROUPS[0]} and {GROUPS[1]} in int8"
+    assert start.groups["pooled"] == "weights"
+    assert first(GROUPS, [*GROUPS, "pooled"]) == "gate, resize and classifier in int8"
+    assert first(GROUPS[:1], GROUPS) == f"{GROUPS[0]} = int8"
+    rest = replace(start, groups={**start.groups, GROUPS[2]: "int8"})
+    assert first(GROUPS[:2], GROUPS, rest) == "everything int8"
+
+
+def test_a_group_that_places_nothing_else_is_named() -> None:
+    """As a MaxPool behind a float stem: each choice of it gives the graph that is there."""
+
+    class Blind(_World):
+        def place(self, policy: Policy) -> tuple[tuple[str, str], ...]:
+            return tuple((g, c) for g, c in sorted(policy.groups.items()) if g != "resize")
+
+    world = Blind({g: dict.fromkeys(CHOICES[g], 1.0) for g in GROUPS})
+    lines: list[str] = []
+    search(shipped_policy("default"), GROUPS, world.instruments(), lines.append)
+    named = [line.partition(":")[0] for line in lines if "no choice changes" in line]
+    assert named == ["resize"]
 
 
 @pytest.mark.parametrize("error", [BestFailedError("gone"), RunLockedError("busy")])
