@@ -3,7 +3,7 @@
 Without VNNI its kernels add two products of a byte by a byte in int16: 2 x 255 x 127 does not fit,
 and saturates in silence (a DeepLabV3+ on MobileNetV2 had 46 dB with VNNI and 19 dB without). With
 weights of -64 to 64 every sum fits. They are halved when a model is opened, so that files keep the
-8 bits where they serve.
+8 bits where they serve. Depthwise kernels add no two products in int16, and keep theirs.
 
 An odd weight lies between two halves; neighbours are rounded to either side in turn, so that the
 sum of a channel's weights stays. Zero points of its input may have been folded into the bias with
@@ -38,7 +38,7 @@ def halve_weights(model: Any) -> int:
             continue
         scale = _value(scaling.input_value(1))
         weight = np.asarray(node.data)
-        if scale is None or scale.ndim not in {0, weight.ndim}:
+        if scale is None or scale.ndim not in {0, weight.ndim} or _is_depthwise(scaling, weight):
             continue
         halved, doubled = halve(weight, scale.reshape(scale.shape or (1,) * weight.ndim))
         if halved is weight:
@@ -80,7 +80,7 @@ def halve(
 
 def _scaling_of(node: Any) -> Any:
     """Return the product that dequantises an int8 constant of two axes or more, or None."""
-    if node.get_type_name() != "Constant" or len(node.get_output_shape(0)) < 2:
+    if _kind(node) != "Constant" or len(node.get_output_shape(0)) < 2:
         return None
     if node.get_output_element_type(0).get_type_name() != "i8":
         return None
@@ -95,20 +95,37 @@ def _scaling_of(node: Any) -> Any:
     return _only_reader(shifted or convert, "Multiply")
 
 
+def _is_depthwise(scaling: Any, weight: NDArray[np.int8]) -> bool:
+    """Return whether all that reads a weight (C, 1, ...) are convolutions of one channel each."""
+    readers = _readers(scaling)
+    readers += [other for node in readers if _kind(node) == "Reshape" for other in _readers(node)]
+    kinds = {_kind(node) for node in readers} - {"Reshape", "ShapeOf"}
+    per_channel = int(np.prod(weight.shape[-2:]))
+    return kinds == {"GroupConvolution"} and weight.size == weight.shape[0] * per_channel
+
+
+def _readers(node: Any) -> list[Any]:
+    return [port.get_node() for port in node.output(0).get_target_inputs()]
+
+
+def _kind(node: Any) -> str:
+    return str(node.get_type_name())
+
+
 def _only_reader(node: Any, kind: str) -> Any:
     readers = list(node.output(0).get_target_inputs())
     if len(readers) != 1 or readers[0].get_index() != 0:
         return None
     reader = readers[0].get_node()
-    return reader if reader.get_type_name() == kind else None
+    return reader if _kind(reader) == kind else None
 
 
 def _value(output: Any) -> NDArray[np.float32] | None:
     """Return what a constant, cast or reshaped, is in f32, in the shape it ends with."""
     shape = tuple(output.get_shape())
     node = output.get_node()
-    while node.get_type_name() in {"Convert", "Reshape"}:
+    while _kind(node) in {"Convert", "Reshape"}:
         node = node.input_value(0).get_node()
-    if node.get_type_name() != "Constant":
+    if _kind(node) != "Constant":
         return None
     return np.asarray(node.data, np.float32).reshape(shape)

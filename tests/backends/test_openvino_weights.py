@@ -110,6 +110,29 @@ def test_halved_weights_are_left_alone(tmp_path: Path) -> None:
     assert halve_weights(model) == 0
 
 
+def test_depthwise_weights_keep_their_bits(tmp_path: Path) -> None:
+    weight = np.full((16, 1, 3, 3), 127, np.int8)
+    scale, none = np.ones(16, np.float32), np.zeros(16, np.int8)
+    nodes = [
+        helper.make_node("DequantizeLinear", ["weight", "scale", "none"], ["w"], axis=0),
+        helper.make_node("Conv", ["x", "w"], ["y"], group=16),
+    ]
+    graph = helper.make_graph(
+        nodes,
+        "depthwise",
+        [helper.make_tensor_value_info("x", TensorProto.FLOAT, (1, 16, 8, 8))],
+        [helper.make_tensor_value_info("y", TensorProto.FLOAT, (1, 16, 6, 6))],
+        [
+            numpy_helper.from_array(weight, "weight"),
+            numpy_helper.from_array(scale, "scale"),
+            numpy_helper.from_array(none, "none"),
+        ],
+    )
+    path = tmp_path / "depthwise.onnx"
+    onnx.save(helper.make_model(graph, opset_imports=[helper.make_opsetid("", 17)]), path)
+    assert halve_weights(openvino.Core().read_model(path)) == 0
+
+
 @pytest.mark.parametrize(
     ("machine", "flags", "kept", "expected"),
     [
