@@ -9,7 +9,7 @@ from typing import Any
 HERE = Path(__file__).parent
 _CASES = {
     "checkpoint": "An LRASPP of 19 classes, trained for a few epochs on the drawn scenes of "
-    "`benchmarks/synthetic19.py`, here for its size: its int8 flips more pixels than `verify` allows",
+    "`benchmarks/synthetic19.py`, here for its size: its int8 flips more than `verify` allows",
 }
 """What a model's name in a result does not say."""
 
