@@ -6,7 +6,7 @@
 A variant is the shipped policy with one decision the other way; all are exported from the same
 checkpoint and calibration, and take images. Each runs in processes of its own, in blocks in turn,
 the others stopped: in one process the threads of each session spin into the call of the next, and
-the same graph took 1.1 to 1.2 times as long in the middle of the order as at its ends. The shipped
+the same graph looked slower in the middle of the order than at its ends. The shipped
 artifact runs a second time, under another name: what that row is off 1 is noise. A ratio is the
 median over blocks of (variant / shipped policy), a block counting by its fastest call, with the
 interval of the sign test. Flips are counted against the plain onnx-fp32 artifact.

@@ -81,11 +81,11 @@ def image_to_labels() -> str:
             for row in case["rows"]
         ]
         height, width = case["size"]
+        judged = f"; labels of {case['num_judged']} images" if "num_judged" in case else ""
         lines.append(
             f"\n{_CASES.get(case['model'], case['model'])} at {height}x{width}, "
-            f"{case['threads']} threads, one interleaved run on {case['environment']['cpu']}; "
-            f"labels of {case.get('num_judged', 10)} images. Made by "
-            "`benchmarks/image_to_labels.py`."
+            f"{case['threads']} threads, one interleaved run on {case['environment']['cpu']}"
+            f"{judged}. Made by `benchmarks/image_to_labels.py`."
         )
         parts.append("\n".join(lines))
     return "\n\n".join(parts)

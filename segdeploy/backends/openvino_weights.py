@@ -1,8 +1,8 @@
 """Weights of half range, for processors on which oneDNN's products of bytes overflow.
 
 Without VNNI its kernels add two products of a byte by a byte in int16: 2 x 255 x 127 does not fit,
-and saturates in silence (a DeepLabV3+ on MobileNetV2 had 46 dB with VNNI and 19 dB without). With
-weights of -64 to 64 every sum fits. They are halved when a model is opened, so that files keep the
+and saturates in silence where signed maps have large bytes side by side. With weights of -64 to 64
+every sum fits. They are halved when a model is opened, so that files keep the
 8 bits where they serve. Depthwise kernels add no two products in int16, and keep theirs.
 
 An odd weight lies between two halves; neighbours are rounded to either side in turn, so that the

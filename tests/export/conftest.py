@@ -15,6 +15,7 @@ from torch.nn import functional as F  # noqa: N812  torch's own convention
 from segdeploy.core.folder import Checkpoint
 from segdeploy.core.preprocess import PreprocessSpec
 from segdeploy.core.task import Task
+from segdeploy.export import export
 from segdeploy.zoo import MODELS, ModelSpec, save_checkpoint
 
 CLASSES = ("background", "disc", "box", "stripe", "thin")
@@ -101,3 +102,11 @@ def binary_checkpoint(tmp_path_factory: pytest.TempPathFactory) -> Checkpoint:
 @pytest.fixture(scope="session")
 def broken_checkpoint(tmp_path_factory: pytest.TempPathFactory) -> Checkpoint:
     return save_tiny(tmp_path_factory.mktemp("broken") / "checkpoint", model="broken")
+
+
+@pytest.fixture(scope="module")
+def plain_run(checkpoint: Checkpoint, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A run folder with the parent of every int8 graph, to be copied."""
+    run = tmp_path_factory.mktemp("plain") / "run"
+    export(checkpoint.path, ["onnx-fp32"], run)
+    return run

@@ -62,14 +62,6 @@ def root(tmp_path: Path) -> Path:
     return write_folder(tmp_path / "data")
 
 
-@pytest.fixture(scope="module")
-def plain_run(checkpoint: Checkpoint, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A run folder with the parent of every int8 graph, to be copied."""
-    run = tmp_path_factory.mktemp("plain") / "run"
-    export(checkpoint.path, ["onnx-fp32"], run)
-    return run
-
-
 @pytest.fixture
 def run(plain_run: Path, tmp_path: Path) -> Path:
     shutil.copytree(plain_run, tmp_path / "run")

@@ -38,14 +38,6 @@ DATA = "synthetic:64x96:40"
 GRIDS = {"default": "asymmetric", "tensorrt": "symmetric"}
 
 
-@pytest.fixture(scope="module")
-def plain_run(checkpoint: Checkpoint, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A run folder with the parent of every int8 graph, to be copied."""
-    run = tmp_path_factory.mktemp("plain") / "run"
-    export(checkpoint.path, ["onnx-fp32"], run)
-    return run
-
-
 @pytest.fixture
 def make(checkpoint: Checkpoint, plain_run: Path, tmp_path: Path) -> Callable[..., Path]:
     """Export to onnx-int8 with so many images, into a folder of its own."""

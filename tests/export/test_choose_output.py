@@ -72,9 +72,8 @@ def test_a_winner_within_noise_says_so_and_what_it_was_judged_by() -> None:
     choice = describe_choice(results, {}, BRIEF)
     assert choice["num_samples"] == {"labels": 7, "low-logits": 6, "logits": 7}
     # All of six or seven: between the least and the largest lies the median in 97 % and 98 %.
-    assert choice["interval_ms"] == {
-        "labels": [2.0, 2.6], "low-logits": [2.05, 2.55], "logits": [4.0, 4.06],
-    }  # fmt: skip
+    ends = {"labels": [2.0, 2.6], "low-logits": [2.05, 2.55], "logits": [4.0, 4.06]}
+    assert choice["interval_ms"] == ends
     said = "labels is the fastest way to a label map here, within noise as fast as low-logits ("
     assert describe(choice).startswith(said)
     del choice["interval_ms"]  # As in an older manifest.

@@ -6,7 +6,6 @@ quantised tensor of which a DequantizeLinear is left, is a border.
 
 from __future__ import annotations
 
-from collections.abc import Iterable
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -14,13 +13,14 @@ from typing import Any
 import numpy as np
 import onnx
 import pytest
-from onnx import TensorProto, helper, numpy_helper
+from onnx import TensorProto, helper
 
 from segdeploy.graph.byte_kernels import use_byte_kernels
 from segdeploy.graph.calibrate import calibrate
 from segdeploy.graph.placement import Placement, place_qdq
 from segdeploy.graph.policy import Policy, load_policy, shipped_policy
 from segdeploy.graph.qdq import insert_qdq
+from tests.graph.builder import GraphBuilder
 
 # The shipped one of the runtime, a symmetric one, all of it, and activations without Q before them.
 POLICIES = {
@@ -39,22 +39,8 @@ CASES: dict[str, dict[str, int]] = {
 }  # fmt: skip
 
 
-class _Net:
+class _Net(GraphBuilder):
     """Conv, Relu, Conv, what is between, Conv, Relu, Conv."""
-
-    def __init__(self) -> None:
-        self.rng = np.random.default_rng(7)
-        self.nodes: list[onnx.NodeProto] = []
-        self.stored: list[onnx.TensorProto] = []
-
-    def store(self, name: str, values: Any, kind: type[np.generic] = np.float32) -> str:
-        self.stored.append(numpy_helper.from_array(np.asarray(values, kind), name))
-        return name
-
-    def add(self, op: str, inputs: Iterable[str], output: str, **attributes: Any) -> str:
-        node = helper.make_node(op, list(inputs), [output], name=f"n_{output}", **attributes)
-        self.nodes.append(node)
-        return output
 
     def conv(self, x: str, output: str, out: int, into: int, side: int = 3) -> str:
         weight = self.rng.standard_normal((out, into, side, side)) / np.sqrt(into * side * side)

@@ -36,26 +36,14 @@ from segdeploy.graph.policy import CHOICES, Override, Policy, shipped_policy
 from segdeploy.graph.proto import consumers, producers
 from segdeploy.graph.qdq import insert_qdq
 from segdeploy.graph.u8_activations import use_u8_activations
+from tests.graph.builder import GraphBuilder
 
 Run = Callable[[onnx.ModelProto, NDArray[Any]], list[NDArray[Any]]]
 JUDGES = Path(__file__).parents[2] / "benchmarks" / "lint_judges.py"
 DEFAULT, ALL = shipped_policy("default"), shipped_policy("all")
 
 
-class _Builder:
-    def __init__(self) -> None:
-        self.rng = np.random.default_rng(7)
-        self.nodes: list[onnx.NodeProto] = []
-        self.stored: list[onnx.TensorProto] = []
-
-    def store(self, name: str, values: Any, kind: type[np.generic] = np.float32) -> str:
-        self.stored.append(numpy_helper.from_array(np.asarray(values, kind), name))
-        return name
-
-    def add(self, op: str, inputs: list[str], output: str, **attributes: Any) -> str:
-        self.nodes.append(helper.make_node(op, inputs, [output], name=f"n_{output}", **attributes))
-        return output
-
+class _Builder(GraphBuilder):
     def conv(self, source: str, output: str, shape: tuple[int, ...], **attributes: Any) -> str:
         fan = int(np.prod(shape[1:]))
         weight = self.rng.standard_normal(shape) * (1.5 / np.sqrt(fan))
