@@ -155,7 +155,7 @@ class _Request:
     def infer(self) -> None:
         """Run what was placed."""
         try:
-            self._request.infer()
+            self._request.infer(share_outputs=True)  # Without: a copy of all outputs, unread.
         except RuntimeError as error:
             shape = None if self._placed is None else self._placed[0].shape
             raise ArtifactError(f"OpenVINO cannot run a batch of shape {shape}: {error}") from error

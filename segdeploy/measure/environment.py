@@ -68,10 +68,19 @@ def peak_memory_mib() -> float | None:
     return kib / 1024 if kib is not None else None
 
 
-def cpu_model() -> str | None:
-    """Return the CPU's name, e.g. `AMD EPYC`."""
-    fields = _fields(Path("/proc/cpuinfo"))
-    return fields.get("model name") or fields.get("Model") or platform.processor() or None
+def cpu_model(cpuinfo: Path = Path("/proc/cpuinfo")) -> str | None:
+    """Return the CPU's name and generation, e.g. `AMD EPYC (family 26, model 2)`; None if unknown.
+
+    Clouds give one name to CPUs of several generations, whose ratios between runtimes differ.
+    """
+    fields = _fields(cpuinfo)
+    name = fields.get("model name") or fields.get("Model") or platform.processor()
+    for word, number in (("cpu family", "model"), ("CPU implementer", "CPU part")):
+        if word in fields and number in fields:
+            kind, part = word.split()[1], number.split()[-1]
+            generation = f"{kind} {fields[word]}, {part} {fields[number]}"
+            return f"{name} ({generation})" if name else generation
+    return name or None
 
 
 def _cpu_flags() -> list[str] | None:
