@@ -112,6 +112,16 @@ def measure(case: Case, threads: int, rounds: int, seconds: float) -> dict[str, 
             "environment": describe_environment()}  # fmt: skip
 
 
+def keep_other_cpu(found: dict[str, Any], name: str, measured: dict[str, Any]) -> dict[str, Any]:
+    """Return the results with a new one; what another CPU gave for it stays, under its name."""
+    cpu = measured["environment"]["cpu"]
+    old = found.get(name)
+    kept = {key: value for key, value in found.items() if key not in {name, f"{name}, {cpu}"}}
+    if old is not None and old["environment"]["cpu"] != cpu:
+        kept[f"{name}, {old['environment']['cpu']}"] = old
+    return {name: measured, **kept}
+
+
 def _ratio(base_ms: list[float], others_ms: list[float]) -> list[float]:
     """Return the median ratio of medians of the same round, and the ends of its 95 % interval."""
     found = ratio_of_blocks(base_ms, others_ms)
@@ -139,7 +149,8 @@ def main() -> None:
         if options.build:
             build(cases[name])
             continue
-        found[name] = measure(cases[name], options.threads, options.rounds, options.seconds)
+        measured = measure(cases[name], options.threads, options.rounds, options.seconds)
+        found = keep_other_cpu(found, name, measured)
         write_json(RESULTS, found)
         print(json.dumps({row["pipeline"]: row["p50_ms"] for row in found[name]["rows"]}, indent=2))
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from benchmarks.render_int8 import read
+from benchmarks.render_parts import cpu_of, read
 
 
 def closed_books() -> str:
@@ -25,7 +25,7 @@ def closed_books() -> str:
     rest = f" Not here: {', '.join(missing)}." if missing else ""
     lines.append(
         f"\nLRASPP-MobileNetV3 at {found['size']}, {done[0]['threads']} threads, "
-        f"{found['environment']['cpu']}.{rest} Made by `benchmarks/closed_books.py`."
+        f"{cpu_of(found['environment'])}.{rest} Made by `benchmarks/closed_books.py`."
     )
     checked = [row for row in done if "runtime_off_share" in row]
     if checked:

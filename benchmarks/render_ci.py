@@ -5,7 +5,7 @@ from __future__ import annotations
 import statistics
 from typing import Any
 
-from benchmarks.render_int8 import read
+from benchmarks.render_parts import cpu_of, read
 
 KINDS = {"docs": "documentation only", "slow": "a graph with more work"}
 
@@ -21,7 +21,7 @@ def ci_trial() -> str:
     share = 100 * (planted["ratio"] - 1)
     lines.append(
         f"\nSeconds are a whole job's. LRASPP-MobileNetV3 at 224x224, {planted['threads']} thread, "
-        f"`--budget {planted['budget']}`, limit 5 %, on {found['environment']['cpu']}; a real git "
+        f"`--budget {planted['budget']}`, limit 5 %, on {cpu_of(found['environment'])}; a real git "
         f"repository, the shell of `action.yml`. The planted work is {share:.0f} % by ONNX Runtime "
         "alone. Made by `benchmarks/ci_trial.py`."
     )

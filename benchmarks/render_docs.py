@@ -19,7 +19,7 @@ from typing import Any
 sys.path.insert(0, str(Path(__file__).parents[1]))  # Started as a file, not as a module.
 
 from benchmarks import render_bench, render_ci, render_gate, render_int8, render_peers
-from benchmarks.render_int8 import read
+from benchmarks.render_parts import cpu_of, read
 
 HERE = Path(__file__).parent
 MOST_LINES = 4  # Of one command: README stays short.
@@ -47,7 +47,7 @@ def camvid() -> str:
     height, width = found["size"]
     lines.append(
         f"\nCamVid validation at {height}x{width}, batch 1, one interleaved run on "
-        f"{environment['cpu']}; eager PyTorch "
+        f"{cpu_of(environment)}; eager PyTorch "
         f"{base['latency_ms']['p50']:.1f} ms. Made by `benchmarks/camvid_targets.py`."
     )
     return "\n".join(lines)
@@ -160,7 +160,7 @@ def throughput() -> str:
         ratios = [each["times_plain"][side] for each in models.values()]
         shown = [f"{r['median']:.2f} ({r['low']:.2f}-{r['high']:.2f})" for r in ratios]
         lines.append(f"| {side.replace('_', ' ')} | " + " | ".join(shown) + " |")
-    cpu = found["environment"]["cpu"]
+    cpu = cpu_of(found["environment"])
     lines.append(
         f"\nMedian over {found['rounds']} rounds and its 95 % interval; "
         f"batch {found['batch_size']}, "
@@ -198,7 +198,7 @@ def targets() -> str:
     reasons: dict[str, int] = {}  # Why something did not run -> the number of its note.
     lines += [_target_row(row, base[row["model"]], reasons) for row in found["rows"]]
     height, width = found["size"]
-    cpus = sorted({e["cpu"] or "a CPU" for e in found["bench_environment"].values()})
+    cpus = sorted({cpu_of(e) for e in found["bench_environment"].values()})
     on = f", on {', '.join(cpus)}" if cpus else ""
     lines.append(
         f"\n{height}x{width}, batch 1, {found['threads']} threads{on}. "

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
-from benchmarks.render_int8 import read
+from benchmarks.render_parts import cpu_of, read
 
 NAIVE = "| mean > 5 % | p95 > 5 % | median > 5 % |"
 
@@ -29,7 +29,7 @@ def gate_errors() -> str:
     lines.append(
         f"\nLRASPP-MobileNetV3 at {height}x{width} on ONNX Runtime, "
         f"d = {100 * found['limit']:g} %, `--budget {found['budget_s']:g}s`, "
-        f"{environment['num_cores']} cores of {environment['cpu']}. "
+        f"{environment['num_cores']} cores of {cpu_of(environment)}. "
         "Made by `benchmarks/gate_errors.py`."
     )
     return "\n".join(lines)

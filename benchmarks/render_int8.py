@@ -2,20 +2,15 @@
 
 from __future__ import annotations
 
-import json
-from pathlib import Path
 from typing import Any
 
-HERE = Path(__file__).parent
+from benchmarks.render_parts import HERE, cpu_of, read
+
 _CASES = {
     "checkpoint": "An LRASPP of 19 classes, trained for a few epochs on the drawn scenes of "
     "`benchmarks/synthetic19.py`, here for its size: its int8 flips more than `verify` allows",
 }
 """What a model's name in a result does not say."""
-
-
-def read(name: str) -> Any:
-    return json.loads((HERE / "results" / f"{name}.json").read_text(encoding="utf-8"))
 
 
 def int8_accuracy() -> str:
@@ -57,7 +52,7 @@ def int8_speed() -> str:
     lines.append(
         f"\nTensor in, logits out at {case['size'][0]}x{case['size'][1]}, batch 1, "
         f"{case['threads']} threads, one interleaved run a model on "
-        f"{case['environment']['cpu']}. Made by `benchmarks/int8_speed.py`."
+        f"{cpu_of(case['environment'])}. Made by `benchmarks/int8_speed.py`."
     )
     return "\n".join(lines)
 
@@ -74,8 +69,7 @@ def image_to_labels() -> str:
         ]
         lines += [
             f"| {row['pipeline']} | {row['p50_ms']:.1f} | {row['min_ms']:.1f} "
-            f"| {_with_interval(row['tutorial_by_this'])} "
-            f"| {_with_interval(row['expert_by_this'])} "
+            f"| {_ratio(case, row, 'tutorial')} | {_ratio(case, row, 'expert')} "
             f"| {row['peak_memory_mib']:.0f} | {100 * row['agreement']:.2f} % |"
             for row in case["rows"]
         ]
@@ -83,17 +77,21 @@ def image_to_labels() -> str:
         judged = f"; labels of {case['num_judged']} images" if "num_judged" in case else ""
         lines.append(
             f"\n{_CASES.get(case['model'], case['model'])} at {height}x{width}, "
-            f"{case['threads']} threads, one interleaved run on {case['environment']['cpu']}"
-            f"{judged}. Ratios: of the medians of a round, the median of all rounds (95 % interval). "
+            f"{case['threads']} threads, one interleaved run on {cpu_of(case['environment'])}"
+            f"{judged}. Ratios: of medians of a round, the median of all rounds (95 % interval). "
             "Made by `benchmarks/image_to_labels.py`."
         )
         parts.append("\n".join(lines))
     return "\n\n".join(parts)
 
 
-def _with_interval(ratio: list[float]) -> str:
-    value, low, high = ratio
-    return f"{value:.2f} ({low:.2f}..{high:.2f})"
+def _ratio(case: dict[str, Any], row: dict[str, Any], other: str) -> str:
+    """Return how many times as long another row takes; older results know no interval."""
+    if f"{other}_by_this" in row:
+        value, low, high = row[f"{other}_by_this"]
+        return f"{value:.2f} ({low:.2f}..{high:.2f})"
+    times = [each["p50_ms"] for each in case["rows"] if each["pipeline"].startswith(other)]
+    return f"{min(times) / row['p50_ms']:.2f}"
 
 
 def int8_bound() -> str:
@@ -112,7 +110,7 @@ def int8_bound() -> str:
     lines.append(
         f"\nLRASPP at 520x520: {needed['dense'] / 1e6:.0f} million multiplications in dense and "
         f"{needed['depthwise'] / 1e6:.0f} in depthwise convolutions, {found['threads']} threads on "
-        f"{found['environment']['cpu']}. From image to label map openvino-int8 takes "
+        f"{cpu_of(found['environment'])}. From image to label map openvino-int8 takes "
         f"{measured['min']:.1f} ms (fastest call; median {measured['p50']:.1f}); 3.5 times the "
         f"speed of the tutorials' pipeline would be {asked['min']:.1f} ({asked['p50']:.1f}). "
         "Made by `benchmarks/int8_bound.py`."
@@ -144,7 +142,7 @@ def label_kernel() -> str:
                 f"| {row['pixels_unlike_reference']} of {case['num_pixels']} |"
             )
         lines.append("")
-    cpu = found["environment"]["cpu"]
+    cpu = cpu_of(found["environment"])
     lines.append(
         "Logits of the trained LRASPP on CamVid images (11 classes; the others are planes that "
         "nearly never win, so that time and memory are those of as many classes), all ways in "

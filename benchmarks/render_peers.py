@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
-from benchmarks.render_int8 import read
+from benchmarks.render_parts import cpu_of, read
 
 EAGER = "PyTorch eager"
 LEFT_OUT = {
@@ -59,7 +59,7 @@ def _table(name: str, case: dict[str, Any]) -> str:
     if "environment" in case:
         versions = ", ".join(f"{package} {found}" for package, found in case["versions"].items())
         said += f", {case['threads']} threads, one interleaved run on "
-        said += f"{case['environment']['cpu']} ({versions})"
+        said += f"{cpu_of(case['environment'])} ({versions})"
     return "\n".join([*lines, f"{said}. Made by `benchmarks/peers.py`."])
 
 
