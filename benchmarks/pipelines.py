@@ -109,17 +109,23 @@ def expert_openvino(options: Options, image: Image) -> Call:
 
     PrePostProcessor in front (uint8 NHWC, mean and scale), argmax behind, latency hint.
     """
-    import openvino
-
     compiled = _compile_expertly(options["path"], options["hint"], options["threads"], image.shape)
     request = compiled.create_infer_request()
-    request.set_input_tensor(openvino.Tensor(image[None], shared_memory=True))
+    infer = _bind_openvino(request, image[None])
+    return lambda: np.array(infer()[0])
 
-    def call() -> NDArray[Any]:
+
+def _bind_openvino(request: Any, batch: NDArray[Any]) -> Call:
+    """Return a call that runs a request on this memory and returns its own output."""
+    import openvino
+
+    request.set_input_tensor(openvino.Tensor(batch, shared_memory=True))
+
+    def infer(_kept_alive: NDArray[Any] = batch) -> NDArray[Any]:
         request.infer(share_outputs=True)
-        return np.array(request.get_output_tensor().data[0])
+        return np.asarray(request.get_output_tensor().data)
 
-    return call
+    return infer
 
 
 @cache
@@ -184,14 +190,7 @@ def openvino_logits(options: Options, image: Image) -> Call:
     model = core.read_model(options["path"])
     batch = _normalized(image)
     model.reshape(list(batch.shape))
-    request = core.compile_model(model, "CPU", settings).create_infer_request()
-    request.set_input_tensor(openvino.Tensor(batch, shared_memory=True))
-
-    def call() -> NDArray[Any]:
-        request.infer(share_outputs=True)
-        return np.asarray(request.get_output_tensor().data)
-
-    return call
+    return _bind_openvino(core.compile_model(model, "CPU", settings).create_infer_request(), batch)
 
 
 def segdeploy_logits(options: Options, image: Image) -> Call:
