@@ -28,6 +28,7 @@ from PIL import Image
 from benchmarks import synthetic19
 from benchmarks.int8_accuracy import BASE, Case, quantize_by_nncf
 from benchmarks.pipelines import Race
+from benchmarks.render_parts import cpu_of
 from segdeploy.core.contract import InputKind, IoContract, OutputKind
 from segdeploy.core.files import write_json
 from segdeploy.core.results import read_result
@@ -40,6 +41,7 @@ HERE = Path(__file__).parent
 RESULTS = HERE / "results" / "image_to_labels.json"
 RUN = Path("runs/image-to-labels")
 NUM_JUDGED = 10
+LEAST_ROUNDS = 6
 OURS = (
     "openvino-int8", "openvino-bf16", "openvino-fp32", "onnx-int8", "onnx-fp32", "executorch-int8",
 )  # fmt: skip
@@ -113,13 +115,16 @@ def measure(case: Case, threads: int, rounds: int, seconds: float) -> dict[str, 
 
 
 def keep_other_cpu(found: dict[str, Any], name: str, measured: dict[str, Any]) -> dict[str, Any]:
-    """Return the results with a new one; what another CPU gave for it stays, under its name."""
-    cpu = measured["environment"]["cpu"]
-    old = found.get(name)
-    kept = {key: value for key, value in found.items() if key not in {name, f"{name}, {cpu}"}}
-    if old is not None and old["environment"]["cpu"] != cpu:
-        kept[f"{name}, {old['environment']['cpu']}"] = old
-    return {name: measured, **kept}
+    """Return the results with a new one; what another CPU gave stays, as `NAME, CPU`.
+
+    The order is that of the cases, each with its newest result first.
+    """
+    kept = {**found, name: measured}
+    old, cpu = found.get(name), cpu_of(measured["environment"])
+    if old is not None and cpu_of(old["environment"]) != cpu:
+        kept[f"{name}, {cpu_of(old['environment'])}"] = old
+    kept.pop(f"{name}, {cpu}", None)  # This CPU's has been measured again.
+    return {key: kept[key] for key in sorted(kept)}
 
 
 def _ratio(base_ms: list[float], others_ms: list[float]) -> list[float]:
@@ -137,6 +142,8 @@ def main() -> None:
     parser.add_argument("--rounds", type=int, default=24)
     parser.add_argument("--seconds", type=float, default=0.5, help="of one block")
     options = parser.parse_args()
+    if options.rounds < LEAST_ROUNDS:
+        parser.error(f"fewer than {LEAST_ROUNDS} rounds give no interval")
     camvid = HERE / "checkpoints" / "lraspp_mobilenet_v3_large-camvid"
     cases = {
         "photo": Case("photo", options.data, camvid, (520, 520), RUN / "photo"),

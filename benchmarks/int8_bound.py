@@ -19,6 +19,7 @@ from typing import Any
 import numpy as np
 import onnx
 
+from benchmarks.render_parts import cpu_of, read
 from segdeploy.core.files import write_json
 from segdeploy.graph.proto import attribute, initializers, load_graph
 from segdeploy.measure import describe_environment
@@ -96,12 +97,10 @@ def main() -> None:
     bound = {
         kind: sum(needed[layer] / rate[layer][kind] / 1e6 for layer in LAYERS) for kind in KINDS
     }
-    rows = {
-        row["pipeline"]: row
-        for row in json.loads((HERE / "results" / "image_to_labels.json").read_text())["photo"][
-            "rows"
-        ]
-    }
+    environment, photo = describe_environment(), read("image_to_labels")["photo"]
+    if (cpu_of(photo["environment"]), photo["threads"]) != (cpu_of(environment), options.threads):
+        parser.error("first run benchmarks.image_to_labels here, with as many threads")
+    rows = {row["pipeline"]: row for row in photo["rows"]}
     tutorial = next(row for name, row in rows.items() if name.startswith("tutorial"))
     ours = rows["segdeploy: openvino-int8"]
     found = {
@@ -111,7 +110,7 @@ def main() -> None:
         "bound_ms": bound,
         "measured_ms": {"p50": ours["p50_ms"], "min": ours["min_ms"]},
         "asked_ms": {"p50": tutorial["p50_ms"] / TIMES, "min": tutorial["min_ms"] / TIMES},
-        "environment": describe_environment(),
+        "environment": environment,
     }
     write_json(RESULTS, found)
     print(json.dumps({k: v for k, v in found.items() if k != "environment"}, indent=2))

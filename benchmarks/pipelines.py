@@ -111,21 +111,26 @@ def expert_openvino(options: Options, image: Image) -> Call:
     """
     compiled = _compile_expertly(options["path"], options["hint"], options["threads"], image.shape)
     request = compiled.create_infer_request()
-    infer = _bind_openvino(request, image[None])
+    infer = _OpenVinoCall(request, image[None])
     return lambda: np.array(infer()[0])
 
 
-def _bind_openvino(request: Any, batch: NDArray[Any]) -> Call:
-    """Return a call that runs a request on this memory and returns its own output."""
-    import openvino
+class _OpenVinoCall:
+    """A request on memory of ours, which it does not keep alive; returns a view of its output.
 
-    request.set_input_tensor(openvino.Tensor(batch, shared_memory=True))
+    The next call overwrites what the view shows.
+    """
 
-    def infer(_kept_alive: NDArray[Any] = batch) -> NDArray[Any]:
-        request.infer(share_outputs=True)
-        return np.asarray(request.get_output_tensor().data)
+    def __init__(self, request: Any, batch: NDArray[Any]) -> None:
+        import openvino
 
-    return infer
+        self._request = request
+        self._batch = np.require(batch, requirements=["C", "W"])  # OpenVINO takes no other.
+        request.set_input_tensor(openvino.Tensor(self._batch, shared_memory=True))
+
+    def __call__(self) -> NDArray[Any]:
+        self._request.infer(share_outputs=True)
+        return np.asarray(self._request.get_output_tensor().data)
 
 
 @cache
@@ -190,7 +195,7 @@ def openvino_logits(options: Options, image: Image) -> Call:
     model = core.read_model(options["path"])
     batch = _normalized(image)
     model.reshape(list(batch.shape))
-    return _bind_openvino(core.compile_model(model, "CPU", settings).create_infer_request(), batch)
+    return _OpenVinoCall(core.compile_model(model, "CPU", settings).create_infer_request(), batch)
 
 
 def segdeploy_logits(options: Options, image: Image) -> Call:

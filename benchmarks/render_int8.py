@@ -75,11 +75,15 @@ def image_to_labels() -> str:
         ]
         height, width = case["size"]
         judged = f"; labels of {case['num_judged']} images" if "num_judged" in case else ""
+        ratios = (
+            "medians of a round, the median of all rounds (95 % interval)"
+            if "tutorial_by_this" in case["rows"][0]
+            else "medians of all calls"
+        )
         lines.append(
             f"\n{_CASES.get(case['model'], case['model'])} at {height}x{width}, "
             f"{case['threads']} threads, one interleaved run on {cpu_of(case['environment'])}"
-            f"{judged}. Ratios: of medians of a round, the median of all rounds (95 % interval). "
-            "Made by `benchmarks/image_to_labels.py`."
+            f"{judged}. Ratios: of {ratios}. Made by `benchmarks/image_to_labels.py`."
         )
         parts.append("\n".join(lines))
     return "\n\n".join(parts)
@@ -189,7 +193,7 @@ def policies() -> str:
     for file in sorted((HERE / "results").glob("int8_policies_*.json")):
         found = read(file.stem)
         images = {measured["images"] for measured in found["models"].values()}
-        heading = f"{found['target']}, {found['threads']} threads, {found['cpu']}"
+        heading = f"{found['target']}, {found['threads']} threads, {cpu_of(found)}"
         load = found["load_average"][0]
         lines += [
             f"**{heading}** (flips on {min(images)} images; load average at the end {load:.1f})\n",

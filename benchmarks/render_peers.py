@@ -59,7 +59,7 @@ def _table(name: str, case: dict[str, Any]) -> str:
     if "environment" in case:
         versions = ", ".join(f"{package} {found}" for package, found in case["versions"].items())
         said += f", {case['threads']} threads, one interleaved run on "
-        said += f"{cpu_of(case['environment'])} ({versions})"
+        said += f"{cpu_of(case['environment'])}; {versions}"
     return "\n".join([*lines, f"{said}. Made by `benchmarks/peers.py`."])
 
 

@@ -11,6 +11,7 @@ import os
 import platform
 import shutil
 import subprocess
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -71,16 +72,35 @@ def peak_memory_mib() -> float | None:
 def cpu_model(cpuinfo: Path = Path("/proc/cpuinfo")) -> str | None:
     """Return the CPU's name and generation, e.g. `AMD EPYC (family 26, model 2)`; None if unknown.
 
-    Clouds give one name to CPUs of several generations, whose ratios between runtimes differ.
+    Clouds sell CPUs of several generations under one name, and their times cannot be compared.
+    Linux tells family and model (x86), implementer and the parts of all cores (Arm); macOS has the
+    generation in the name.
     """
     fields = _fields(cpuinfo)
-    name = fields.get("model name") or fields.get("Model") or platform.processor()
-    for word, number in (("cpu family", "model"), ("CPU implementer", "CPU part")):
-        if word in fields and number in fields:
-            kind, part = word.split()[1], number.split()[-1]
-            generation = f"{kind} {fields[word]}, {part} {fields[number]}"
-            return f"{name} ({generation})" if name else generation
-    return name or None
+    name = fields.get("model name") or fields.get("Model")
+    generation = ""
+    if "cpu family" in fields and "model" in fields:
+        generation = f"family {fields['cpu family']}, model {fields['model']}"
+    elif "CPU implementer" in fields and "CPU part" in fields:  # Phones and boards mix cores.
+        parts = " ".join(sorted(set(_values(cpuinfo, "CPU part"))))
+        generation = f"implementer {fields['CPU implementer']}, part {parts}"
+    if generation:
+        return f"{name} ({generation})" if name else generation
+    return name or _ask_sysctl("machdep.cpu.brand_string") or platform.processor() or None
+
+
+def _ask_sysctl(name: str) -> str | None:
+    """Return what macOS knows under a name; None elsewhere."""
+    if platform.system() != "Darwin":
+        return None
+    try:
+        answer = subprocess.run(
+            ["/usr/sbin/sysctl", "-n", name],
+            capture_output=True, text=True, timeout=20, check=True,
+        )  # fmt: skip
+    except (OSError, subprocess.SubprocessError):
+        return None
+    return answer.stdout.strip() or None
 
 
 def _cpu_flags() -> list[str] | None:
@@ -147,11 +167,21 @@ def _variables() -> dict[str, str]:
 def _fields(path: Path) -> dict[str, str]:
     """Return the first value of each `name: value` line of a file under /proc."""
     fields: dict[str, str] = {}
+    for name, value in _lines(path):
+        fields.setdefault(name, value)
+    return fields
+
+
+def _values(path: Path, wanted: str) -> list[str]:
+    """Return the value of every line of one name."""
+    return [value for name, value in _lines(path) if name == wanted]
+
+
+def _lines(path: Path) -> Iterator[tuple[str, str]]:
     for line in (_read(path) or "").splitlines():
         name, colon, value = line.partition(":")
         if colon:
-            fields.setdefault(name.strip(), value.strip())
-    return fields
+            yield name.strip(), value.strip()
 
 
 def _read(path: Path) -> str | None:

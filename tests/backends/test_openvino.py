@@ -306,9 +306,11 @@ def test_a_bound_call_copies_no_outputs(artifacts: dict[str, Artifact]) -> None:
     size, call = session.run(batch)["logits"].nbytes, session.bind(batch)
     call()
     tracemalloc.start()  # NumPy's arrays are seen by it.
-    call()
-    _, peak = tracemalloc.get_traced_memory()
-    tracemalloc.stop()
+    try:
+        call()
+        _, peak = tracemalloc.get_traced_memory()
+    finally:
+        tracemalloc.stop()
     assert peak < size / 2
 
 

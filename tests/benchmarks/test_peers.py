@@ -66,5 +66,5 @@ def test_the_table_shows_what_is_known(monkeypatch: pytest.MonkeyPatch) -> None:
     text = render_peers.peers()
     assert "| segdeploy x | 10.0 | 9.0 | 4.00 | 2.00 | 100 | 50.00 % | 0.6000 |" in text
     assert "| segdeploy x | - | - | - | - | - | 50.00 % | 0.6000 |" in text
-    assert "unet at 180x240, 2 threads, one interleaved run on CPU A (torch 2.13)." in text
+    assert "unet at 180x240, 2 threads, one interleaved run on CPU A; torch 2.13." in text
     assert "m at 1x2, never trained." in text
