@@ -2,6 +2,7 @@
 
     .venv/bin/python -m benchmarks.int8_policies --target openvino-int8 --work DIR
                      --model lraspp_mobilenet_v3_large-camvid ... [--data camvid:PATH]
+                     [--suffix=-family26]
 
 A variant is the shipped policy with one decision the other way; all are exported from the same
 checkpoint and calibration, and take images. Each runs in processes of its own, in blocks in turn,
@@ -64,8 +65,10 @@ def main() -> None:
     parser.add_argument("--threads", type=int, default=2)
     parser.add_argument("--calibration-images", type=int, default=32)
     parser.add_argument("--images", type=int, default=8, help="on which flips are counted")
+    parser.add_argument("--suffix", default="", help="of the result's name: of another CPU")
     given = parser.parse_args()
-    out = HERE / "results" / f"int8_policies_{given.target.partition('-')[0]}.json"
+    backend = given.target.partition("-")[0]
+    out = HERE / "results" / f"int8_policies_{backend}{given.suffix}.json"
     models = json.loads(out.read_text())["models"] if out.exists() else {}
     for name in given.model:
         models[name] = measure(name, given)
