@@ -41,7 +41,7 @@ HERE = Path(__file__).parent
 RESULTS = HERE / "results" / "image_to_labels.json"
 RUN = Path("runs/image-to-labels")
 NUM_JUDGED = 10
-LEAST_ROUNDS = 6
+LEAST_ROUNDS = 6  # With fewer, `ratio_of_blocks` has no interval.
 OURS = (
     "openvino-int8", "openvino-bf16", "openvino-fp32", "onnx-int8", "onnx-fp32", "executorch-int8",
 )  # fmt: skip
@@ -117,7 +117,7 @@ def measure(case: Case, threads: int, rounds: int, seconds: float) -> dict[str, 
 def keep_other_cpu(found: dict[str, Any], name: str, measured: dict[str, Any]) -> dict[str, Any]:
     """Return the results with a new one; what another CPU gave stays, as `NAME, CPU`.
 
-    The order is that of the cases, each with its newest result first.
+    In alphabetical order, in which the newest result of a case stands before those of other CPUs.
     """
     kept = {**found, name: measured}
     old, cpu = found.get(name), cpu_of(measured["environment"])

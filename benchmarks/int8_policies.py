@@ -17,11 +17,13 @@ from __future__ import annotations
 
 import argparse
 import json
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
+from benchmarks.render_parts import cpu_of
 from segdeploy.bench import BenchPlan, measure_interleaved
 from segdeploy.core.contract import InputKind, IoContract
 from segdeploy.core.files import write_json
@@ -54,6 +56,21 @@ VARIANTS: dict[str, dict[str, str]] = {
 }
 
 
+def known_models(out: Path, environment: Mapping[str, Any]) -> dict[str, Any]:
+    """Return what a result holds of each model, to be added to.
+
+    Raises:
+        ValueError: If another CPU gave it: a result names one CPU for all its models.
+    """
+    if not out.exists():
+        return {}
+    found = json.loads(out.read_text(encoding="utf-8"))
+    if cpu_of(found) != cpu_of(environment):
+        raise ValueError(f"{out.name} is of {cpu_of(found)}: give a --suffix for this CPU's")
+    models: dict[str, Any] = found["models"]
+    return models
+
+
 def main() -> None:
     parser = argparse.ArgumentParser()
     parser.add_argument("--target", required=True)
@@ -69,7 +86,11 @@ def main() -> None:
     given = parser.parse_args()
     backend = given.target.partition("-")[0]
     out = HERE / "results" / f"int8_policies_{backend}{given.suffix}.json"
-    models = json.loads(out.read_text())["models"] if out.exists() else {}
+    environment = describe_environment()
+    try:
+        models = known_models(out, environment)
+    except ValueError as error:
+        parser.error(str(error))
     for name in given.model:
         models[name] = measure(name, given)
         environment = describe_environment()

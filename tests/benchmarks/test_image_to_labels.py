@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import gc
+import json
 from pathlib import Path
 from typing import Any
 
@@ -11,6 +12,7 @@ import pytest
 
 from benchmarks import render_int8
 from benchmarks.image_to_labels import keep_other_cpu
+from benchmarks.int8_policies import known_models
 from benchmarks.pipelines import expert_openvino
 from benchmarks.render_parts import cpu_of
 
@@ -36,6 +38,15 @@ def test_results_of_another_cpu_stay_and_those_of_this_one_are_replaced() -> Non
     found = keep_other_cpu(found, "photo", measured(ZEN4, 4))
     shown = {name: case["rows"][0]["p50_ms"] for name, case in found.items()}
     assert shown == {"photo": 4, "photo, AMD EPYC (family 26, model 2)": 3, "scene": 9}
+
+
+def test_policies_of_two_cpus_never_share_a_result(tmp_path: Path) -> None:
+    out = tmp_path / "int8_policies_onnx.json"
+    assert known_models(out, ZEN5) == {}
+    out.write_text(json.dumps({**ZEN4, "models": {"unet": {}}}))
+    assert known_models(out, ZEN4) == {"unet": {}}
+    with pytest.raises(ValueError, match=r"is of AMD EPYC \(family 25\): give a --suffix"):
+        known_models(out, ZEN5)
 
 
 @pytest.mark.parametrize(
